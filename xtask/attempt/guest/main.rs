@@ -9,6 +9,8 @@
 #[expect(dead_code, unreachable_pub, reason = "the crate of the host uses the rest of this file")]
 mod wire;
 
+mod user;
+
 use std::ffi::{CString, OsStr, c_char, c_int, c_long, c_ulong, c_void};
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -21,7 +23,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use wire::{End, Job, Kind};
+use user::become_user;
+use wire::{End, Job, Kind, User};
 
 /// The port of the host (Linux, drivers/char/virtio_console.c: device 0, port 1).
 const PORT: &str = "/dev/vport0p1";
@@ -158,7 +161,11 @@ fn enter(job: &Job) -> Result<(), String> {
         overlaid("/share", "share", &place)?;
     }
     std::os::unix::fs::chroot(ROOT).map_err(|error| format!("change the root to {ROOT}: {error}"))?;
-    std::env::set_current_dir(&job.directory).map_err(|error| format!("change to {}: {error}", job.directory))
+    // podman also makes the working directory of a container.
+    let directory = OsStr::from_bytes(&job.directory);
+    let attempt = |error: io::Error| format!("change to {}: {error}", directory.display());
+    fs::create_dir_all(directory).map_err(attempt)?;
+    std::env::set_current_dir(directory).map_err(attempt)
 }
 
 /// Mounts the partition of the disk that has a system. An image may have a partition of its own for `/boot`.
@@ -190,6 +197,11 @@ fn run(job: &Job, port: File, shared: &Arc<Mutex<File>>) -> io::Result<End> {
         command.env(OsStr::from_bytes(&variable[..at]), OsStr::from_bytes(value));
     }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    if job.user != User::default() {
+        let user = job.user.clone();
+        // SAFETY: the closure makes system calls only.
+        unsafe { command.pre_exec(move || become_user(&user)) };
+    }
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) => return error.raw_os_error().map(End::Refused).ok_or(error),

@@ -1,9 +1,11 @@
 //! `cargo xtask try`: runs a program on the kernel and the core of a device, in a machine that is up in seconds. The
-//! machine has no firmware, no network and no init system. [`subject`] checks the program, [`root`] finds the file
-//! system below it, [`kernel`] and [`initramfs`] make what QEMU boots, [`machine`] starts QEMU, and [`session`] talks to
+//! machine has no firmware, no network and no init system. [`subject`] checks the program, [`container`] finds that of
+//! a container image, [`root`] finds the file system below it, [`kernel`] and [`initramfs`] make what QEMU boots, [`machine`] starts QEMU, and [`session`] talks to
 //! the guest in the protocol of [`wire`]. [`ending`] and [`report`] say how the program ended. `guest/main.rs` is the
 //! guest's first process.
 
+mod accounts;
+mod container;
 mod ending;
 mod initramfs;
 mod kernel;
@@ -14,11 +16,13 @@ mod session;
 mod subject;
 pub mod wire;
 
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use inspect::device::Device;
+use xtask_archives::Image;
 use xtask_core::arch::VmArchitecture;
 use xtask_core::build::standalone::Standalone;
 use xtask_core::cache::Cache;
@@ -33,25 +37,23 @@ use xtask_core::workspace::Workspace;
 use xtask_inspection::device_named;
 use xtask_jobs::{Step, Ui};
 
+use container::Container;
 use ending::{Conclusion, Outcome};
 use machine::{Machine, Parts};
 use report::{Report, Seen};
-use root::{Missing, Root};
+use root::{Base, Missing, Root};
 use session::Session;
-use subject::{Core, SHARE, Subject};
+use subject::{Core, SHARE, Subject, is_image_at};
 use wire::Job;
 
 /// The guest's first process.
-const GUEST: Standalone =
-    Standalone { name: "guest", sources: &["xtask/attempt/guest/main.rs", "xtask/attempt/src/wire.rs"] };
+const GUEST: Standalone = Standalone {
+    name: "guest",
+    sources: &["xtask/attempt/guest/main.rs", "xtask/attempt/guest/user.rs", "xtask/attempt/src/wire.rs"],
+};
 
-/// The environment of the program, before `--env`.
-const ENVIRONMENT: [&str; 4] = [
-    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "HOME=/root",
-    "LANG=C.UTF-8",
-    "TERM=dumb",
-];
+/// The directory of a run into which an archive is unpacked.
+const UNPACKED: &str = "files";
 
 /// Everything that is decided before anything slow starts.
 struct Attempt<'a> {
@@ -60,9 +62,31 @@ struct Attempt<'a> {
     arch: VmArchitecture,
     device: Device,
     kernel: Kernel,
+    plan: Plan,
+    emulator: PathBuf,
+}
+
+/// The program and its file system, as far as they are known without unpacking an archive.
+enum Plan {
+    Ready(Program),
+    /// The path is a container image.
+    Image,
+    /// The archive is the file system of the program.
+    Sysroot(PathBuf, Subject),
+}
+
+/// What an attempt uses of this host.
+#[derive(Clone, Copy)]
+struct Host<'a> {
+    workspace: &'a Workspace,
+    run: &'a RunDir,
+    ui: &'a Ui,
+}
+
+/// A program with its file system.
+struct Program {
     root: Root,
     subject: Subject,
-    emulator: std::path::PathBuf,
 }
 
 /// Runs the program, and fails with its exit code unless that is 0.
@@ -90,28 +114,45 @@ fn conclude(
     seen: &mut Seen,
 ) -> Result<Conclusion> {
     let attempt = Attempt::prepare(args)?;
-    if let Some(known) = attempt.check_runner()? {
+    if let Plan::Ready(program) = &attempt.plan
+        && let Some(known) = program.check_runner(attempt.arch)?
+    {
         return Ok(known);
     }
     let ui = Ui::install(verbosity)?;
     let (run, collected) = RunDir::create(&attempt.cache, || ui.check())?;
     collected.iter().for_each(|dead| ui.note(&dead.to_string()));
-    let outcome = attempt.make(workspace, &run, seen, &ui);
+    let conclusion = attempt.within(Host { workspace, run: &run, ui: &ui }, seen);
     // A run that was interrupted is deleted, too.
     let discarded = run.discard(|| Ok(()));
     let of_host =
         |error| host_fault(error, "run the machine", "see the causes; nothing is known about the program");
-    let outcome = outcome.map_err(of_host)?;
+    let conclusion = conclusion.map_err(of_host)?;
     discarded.map_err(of_host)?;
-    Ok(Conclusion::of(outcome, attempt.subject.runner.as_ref(), &attempt.root.name(), args.timeout))
+    Ok(conclusion)
+}
+
+impl Program {
+    /// Returns the conclusion if the program's dynamic loader or interpreter is known to be missing.
+    ///
+    /// # Errors
+    /// Returns a failure of the host if the program needs a file system and there is none.
+    fn check_runner(&self, arch: VmArchitecture) -> Result<Option<Conclusion>> {
+        let Some(runner) = &self.subject.runner else { return Ok(None) };
+        match self.root.check_has(&runner.file, runner.what, arch) {
+            Ok(()) => Ok(None),
+            Err(Missing { sentence, remedy: Some(remedy) }) => Err(Failure::host(sentence, remedy).into()),
+            Err(Missing { sentence, remedy: None }) => Ok(Some(Conclusion::missing(sentence))),
+        }
+    }
 }
 
 impl<'a> Attempt<'a> {
     fn prepare(args: &'a TryArgs) -> Result<Self> {
         let (arch, device) = device_named(&args.device)?;
         let cache = Cache::open()?;
-        let root = Root::from_args(args, arch, &cache)?;
-        let subject = Subject::of(&args.path, &root, Core { arch, device: &device.name })?;
+        let core = Core { arch, device: &device.name };
+        let plan = Plan::of(args, core, &cache)?;
         let name = &device.name;
         let unable = |what: &str| Failure::usage(format!("--device {name}: {what}; choose another device"));
         let kernel = Kernel::for_pages(arch, &device.page_sizes);
@@ -123,25 +164,58 @@ impl<'a> Attempt<'a> {
         let remedy = "run cargo xtask preflight --fix";
         let emulator =
             tools::find(name).ok_or_else(|| Failure::host(format!("find {name} on PATH"), remedy))?;
-        Ok(Self { args, cache, arch, device, kernel, root, subject, emulator })
+        Ok(Self { args, cache, arch, device, kernel, plan, emulator })
     }
 
-    /// Returns the conclusion if the program's dynamic loader or interpreter is known to be missing.
-    ///
-    /// # Errors
-    /// Returns a failure of the host if the program needs a file system and there is none.
-    fn check_runner(&self) -> Result<Option<Conclusion>> {
-        let Some(runner) = &self.subject.runner else { return Ok(None) };
-        match self.root.check_has(&runner.file, runner.what, self.arch) {
-            Ok(()) => Ok(None),
-            Err(Missing { sentence, remedy: Some(remedy) }) => Err(Failure::host(sentence, remedy).into()),
-            Err(Missing { sentence, remedy: None }) => Ok(Some(Conclusion::missing(sentence))),
-        }
+    fn core(&self) -> Core<'_> {
+        Core { arch: self.arch, device: &self.device.name }
+    }
+
+    /// Unpacks the archive if there is one, and runs the program unless one of its files is missing.
+    fn within(&self, host: Host<'_>, seen: &mut Seen) -> Result<Conclusion> {
+        let unpacked;
+        let program = match &self.plan {
+            Plan::Ready(program) => program,
+            Plan::Image => {
+                let archive = &self.args.path;
+                let (root, image) = self.unpack(archive, host)?;
+                let config = image.context("read the configuration of the image")?.config;
+                let container = Container { archive, root: &host.run.work().join(UNPACKED), config };
+                match container.subject(self.args, self.core())? {
+                    Ok(subject) => unpacked = Program { root, subject: subject.given(self.args) },
+                    Err(sentence) => return Ok(Conclusion::missing(sentence)),
+                }
+                &unpacked
+            }
+            Plan::Sysroot(archive, subject) => {
+                let (root, _) = self.unpack(archive, host)?;
+                unpacked = Program { root, subject: subject.clone() };
+                if let Some(known) = unpacked.check_runner(self.arch)? {
+                    return Ok(known);
+                }
+                &unpacked
+            }
+        };
+        let outcome = self.make(program, host, seen)?;
+        let runner = program.subject.runner.as_ref();
+        Ok(Conclusion::of(outcome, runner, &program.root.name(), self.args.timeout))
+    }
+
+    /// Unpacks an archive into the directory of the run.
+    fn unpack(&self, archive: &Path, Host { run, ui, .. }: Host<'_>) -> Result<(Root, Option<Image>)> {
+        let step = Step { kind: "unpack", what: "archive", title: "unpack" };
+        ui.step(&self.cache, step, || {
+            let unpacked = container::unpack(archive, &run.work().join(UNPACKED), self.core(), ui)?;
+            let name = archive.display().to_string();
+            let detail = format!("{name}: {}", unpacked.kind);
+            Ok(((Root::Directory { path: unpacked.root, name }, unpacked.image), detail))
+        })
     }
 
     /// Boots the machine and runs the program.
-    fn make(&self, workspace: &Workspace, run: &RunDir, seen: &mut Seen, ui: &Ui) -> Result<Outcome> {
-        if let Root::Disk { directory, .. } = &self.root {
+    fn make(&self, program: &Program, host: Host<'_>, seen: &mut Seen) -> Result<Outcome> {
+        let (Program { root, subject }, Host { workspace, run, ui }) = (program, host);
+        if let Root::Disk { directory, .. } = root {
             run.uses_image(directory)?;
         }
         let kernel = kernel::ensure(&self.cache, self.kernel, run, ui)?;
@@ -157,39 +231,60 @@ impl<'a> Attempt<'a> {
                 emulator: &self.emulator,
                 kernel: &kernel.image,
                 initramfs: &initramfs,
-                root: &self.root,
-                share: self.subject.share.as_deref(),
+                root,
+                share: subject.share.as_deref(),
             };
             let (machine, stream) = Machine::start(&parts, run, ui)?;
-            let session = Session::begin(stream, &self.job()?)?;
+            let session = Session::begin(stream, &program.job()?)?;
             let about = session.wait_for_start(&machine, ui)?;
-            Ok(((machine, session), format!("{about}, on {} with {}", self.device.name, self.root.name())))
+            Ok(((machine, session), format!("{about}, on {} with {}", self.device.name, root.name())))
         })?;
         let limit = Duration::from_secs(self.args.timeout);
         let outcome = session.follow(&machine, limit, seen, ui)?;
         machine.stop()?;
         Ok(outcome)
     }
+}
 
+impl Plan {
+    /// # Errors
+    /// Returns a usage error for a program or a flag that is not valid.
+    fn of(args: &TryArgs, core: Core<'_>, cache: &Cache) -> Result<Self> {
+        if is_image_at(&args.path)? {
+            if args.sysroot.is_some() || args.image.is_some() {
+                let path = args.path.display();
+                let message = format!(
+                    "try {path}: a container image has its own file system; leave out --sysroot and --image"
+                );
+                return Err(Failure::usage(message).into());
+            }
+            return Ok(Self::Image);
+        }
+        let subject = |root: &Root| Subject::of(&args.path, root, core).map(|subject| subject.given(args));
+        Ok(match Base::from_args(args, core.arch, cache)? {
+            Base::Ready(root) => Self::Ready(Program { subject: subject(&root)?, root }),
+            Base::Archive(archive) => Self::Sysroot(archive, subject(&Root::Nothing)?),
+        })
+    }
+}
+
+impl Program {
     fn job(&self) -> Result<Job> {
-        let bytes = |word: &std::ffi::OsStr| word.as_bytes().to_vec();
-        let own_name = self.args.path.file_name().unwrap_or_default();
-        let name = self.subject.program.with_file_name(own_name);
-        let environment = ENVIRONMENT.into_iter().chain(self.args.env.iter().map(String::as_str));
-        let arguments = self.args.arguments.iter().map(|word| word.clone().into_vec());
+        let Subject { share, program, directory, environment, arguments, user, .. } = self.subject.clone();
         let root = match &self.root {
             Root::Nothing => "",
-            Root::Directory(_) => "root",
+            Root::Directory { .. } => "root",
             Root::Disk { .. } => "disk",
         };
         Ok(Job {
             time: SystemTime::now().duration_since(UNIX_EPOCH).context("read this host's clock")?.as_secs(),
             root: root.to_owned(),
-            share: self.subject.share.as_ref().map_or(String::new(), |_| SHARE.to_owned()),
-            directory: self.subject.directory.clone(),
-            program: bytes(self.subject.program.as_os_str()),
-            environment: environment.map(|variable| variable.as_bytes().to_vec()).collect(),
-            arguments: std::iter::once(bytes(name.as_os_str())).chain(arguments).collect(),
+            share: share.map_or(String::new(), |_| SHARE.to_owned()),
+            directory,
+            program: program.into_os_string().into_vec(),
+            environment,
+            arguments,
+            user,
         })
     }
 }

@@ -149,7 +149,7 @@ fn arguments(parts: &Parts<'_>, work: &Path) -> Vec<OsString> {
     }
     match parts.root {
         Root::Nothing => {}
-        Root::Directory(directory) => share("root", directory),
+        Root::Directory { path, .. } => share("root", path),
         Root::Disk { disk, format, .. } => {
             let format = match format {
                 Format::Raw => "raw",
@@ -212,7 +212,8 @@ mod tests {
             disk: "/c/disk".into(),
             format: Format::Qcow2,
         };
-        let (directory, share) = (Root::Directory("/a,b".into()), Some(Path::new("/programs")));
+        let directory = Root::Directory { path: "/a,b".into(), name: String::new() };
+        let share = Some(Path::new("/programs"));
         for (root, share) in [(&Root::Nothing, share), (&directory, None), (&disk, share)] {
             let line = line(root, share);
             let shared = line.matches("-fsdev ").count() + line.matches("-drive ").count();

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use inspect::inventory::Sysroot;
+use xtask_archives::Kind;
 use xtask_core::arch::VmArchitecture;
 use xtask_core::bail_host;
 use xtask_core::cache::Cache;
@@ -14,30 +14,65 @@ use xtask_core::image::catalogue::Catalogue;
 use xtask_core::image::choice::Choice;
 use xtask_inspection::inventory::{CachedDisk, disk_of};
 
+use crate::container::{has, is_image, kind_of};
+
 /// The file system below the program. The program sees a writable layer above it, whose content is lost at the end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Root {
     /// Only the kernel's file systems. This is enough for a static program.
     Nothing,
-    /// A directory with the file system of a device.
-    Directory(PathBuf),
+    /// A directory of this host with the file system of a device. `name` is that of the directory, or of the archive
+    /// that was unpacked there.
+    Directory { path: PathBuf, name: String },
     /// The disk of an image.
     Disk { name: String, directory: PathBuf, disk: PathBuf, format: Format },
 }
 
-impl Root {
+/// The file system that the flags request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Base {
+    Ready(Root),
+    /// A container image or a tar archive, which is not unpacked yet.
+    Archive(PathBuf),
+}
+
+impl Base {
     /// Returns the file system that the flags request. Without flags, this is the image that a smoke would use, if it is
     /// in the cache.
     ///
     /// # Errors
-    /// Returns a usage error if the directory or the name does not exist, and a failure of the host if a named image is
-    /// not in the cache.
+    /// Returns a usage error if the directory, the archive or the name does not exist, and a failure of the host if a
+    /// named image is not in the cache.
     pub(crate) fn from_args(args: &TryArgs, arch: VmArchitecture, cache: &Cache) -> Result<Self> {
-        if let Some(directory) = &args.sysroot {
-            let found = directory.canonicalize().ok().filter(|path| path.is_dir());
-            let refusal = || Failure::usage(format!("--sysroot {}: not a directory", directory.display()));
-            return Ok(Self::Directory(found.ok_or_else(refusal)?));
+        match &args.sysroot {
+            Some(path) => Self::of_sysroot(path),
+            None => Root::from_image(args, arch, cache).map(Self::Ready),
         }
+    }
+
+    fn of_sysroot(path: &Path) -> Result<Self> {
+        let refuse = |why: String| Failure::usage(format!("--sysroot {}: {why}", path.display()));
+        let real = path.canonicalize().map_err(|error| refuse(error.to_string()))?;
+        if !real.is_dir() && !real.is_file() {
+            return Err(refuse("it is neither a directory nor an archive".to_owned()).into());
+        }
+        match kind_of(&real)? {
+            Some(kind) if is_image(kind) || kind == Kind::Tar => Ok(Self::Archive(real)),
+            Some(kind) => {
+                let why = format!("it is a {kind}; name a directory, a container image or a tar archive");
+                Err(refuse(why).into())
+            }
+            None if real.is_dir() => {
+                let name = real.display().to_string();
+                Ok(Self::Ready(Root::Directory { path: real, name }))
+            }
+            None => Err(refuse("it is neither a directory nor an archive".to_owned()).into()),
+        }
+    }
+}
+
+impl Root {
+    fn from_image(args: &TryArgs, arch: VmArchitecture, cache: &Cache) -> Result<Self> {
         if let Some(name) = &args.image {
             let image = Catalogue::built_in().find(name, arch)?;
             let Some(found) = disk_of(cache, &image) else {
@@ -66,7 +101,7 @@ impl Root {
     pub(crate) fn name(&self) -> String {
         match self {
             Self::Nothing => "no image".to_owned(),
-            Self::Directory(directory) => directory.display().to_string(),
+            Self::Directory { name, .. } => name.clone(),
             Self::Disk { name, .. } => name.clone(),
         }
     }
@@ -74,7 +109,7 @@ impl Root {
     /// Returns the path of a host's file within the file system; `None` if the file is not in it.
     pub(crate) fn within(&self, path: &Path) -> Option<PathBuf> {
         match self {
-            Self::Directory(directory) => {
+            Self::Directory { path: directory, .. } => {
                 path.strip_prefix(directory).ok().map(|inner| Path::new("/").join(inner))
             }
             Self::Nothing | Self::Disk { .. } => None,
@@ -88,13 +123,12 @@ impl Root {
             Self::Nothing => Err(Missing {
                 sentence: format!("the program needs {what} {file}, and no image for {arch} is in the cache"),
                 remedy: Some(format!(
-                    "name the device's file system with --sysroot DIR, or run cargo xtask image build debian-12 --arch {arch}"
+                    "name the device's file system with --sysroot, or run cargo xtask image build debian-12 --arch {arch}"
                 )),
             }),
-            Self::Directory(directory) => {
-                let found = Sysroot(directory.clone()).resolve(file).is_some_and(|path| path.is_file());
-                let sentence = || missing(file, what, &self.name());
-                if found { Ok(()) } else { Err(Missing { sentence: sentence(), remedy: None }) }
+            Self::Directory { path, .. } if has(path, file) => Ok(()),
+            Self::Directory { name, .. } => {
+                Err(Missing { sentence: missing(file, what, name), remedy: None })
             }
             Self::Disk { .. } => Ok(()),
         }
@@ -123,7 +157,8 @@ mod tests {
     #[test]
     fn a_loader_is_looked_for_within_the_directory() {
         let directory = tempfile::tempdir().unwrap();
-        let root = Root::Directory(directory.path().to_owned());
+        let (path, name) = (directory.path().to_owned(), "the tree".to_owned());
+        let root = Root::Directory { path, name };
         std::fs::create_dir_all(directory.path().join("usr/lib")).unwrap();
         // On this host, the link would lead to the host's own /usr.
         std::os::unix::fs::symlink("/usr/lib", directory.path().join("lib")).unwrap();

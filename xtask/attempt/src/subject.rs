@@ -1,44 +1,58 @@
-//! The program to run, and what is checked before a machine starts.
-//!
-//! A container archive would be another kind of subject: its root is the file system, and its entry point is the
-//! program.
+//! The program to run, and what is checked before a machine starts. [`crate::container`] makes the subject of a
+//! container image.
 
 use std::fs::File;
 use std::io::Read as _;
-use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use inspect::elf::{Elf, Ident};
+use xtask_archives::Kind;
 use xtask_core::arch::VmArchitecture;
+use xtask_core::cli::TryArgs;
 use xtask_core::error::Failure;
 
+use crate::container::kind_of;
 use crate::root::Root;
+use crate::wire::User;
 
 /// The directory of the guest at which the program's own directory is mounted.
 pub(crate) const SHARE: &str = "/try";
 
 /// The longest first line of a script that Linux reads (BINPRM_BUF_SIZE).
 const FIRST_LINE: usize = 256;
-/// The length of an ELF header of 64 bits, and the place of `ustar` in a tar archive (pax(1)).
-const HEADER: usize = 64;
-const USTAR: usize = 257;
+/// The first bytes of an ELF file (gABI).
+const ELF_MAGIC: &[u8] = b"\x7fELF";
 /// The types of ELF files that the kernel executes (gABI): ET_EXEC and ET_DYN.
 const EXECUTABLE: [u16; 2] = [2, 3];
 
 /// The program, as the host and the guest see it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Subject {
     /// The directory of this host that the guest sees as [`SHARE`]; `None` if the program is in its file system.
     pub(crate) share: Option<PathBuf>,
     /// The path of the program in the guest.
     pub(crate) program: PathBuf,
     /// The working directory.
-    pub(crate) directory: String,
+    pub(crate) directory: Vec<u8>,
     /// The program that the kernel needs to execute this one.
     pub(crate) runner: Option<Runner>,
+    /// The variables of the environment, as `NAME=VALUE`. Of two with one name, the later one counts.
+    pub(crate) environment: Vec<Vec<u8>>,
+    /// The arguments. The first one is the program's own name.
+    pub(crate) arguments: Vec<Vec<u8>>,
+    pub(crate) user: User,
 }
+
+/// The environment of a program that is no container's, before `--env`.
+const ENVIRONMENT: [&str; 4] = [
+    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME=/root",
+    "LANG=C.UTF-8",
+    "TERM=dumb",
+];
 
 /// The file that the kernel executes with the program: a dynamic loader or an interpreter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,27 +85,70 @@ impl Subject {
             return Err(refuse(format!("it is not executable; run chmod +x {}", path.display())).into());
         }
         let runner = runner(&real, core).map_err(refuse)?;
-        if let Some(inner) = root.within(&real) {
-            return Ok(Self { share: None, program: inner, directory: "/".to_owned(), runner });
-        }
-        let name = real.file_name().unwrap_or_default();
-        let share = real.parent().map(Path::to_owned);
-        Ok(Self { share, program: Path::new(SHARE).join(name), directory: SHARE.to_owned(), runner })
+        let own_name = path.file_name().unwrap_or_default();
+        let (share, program, directory) = match root.within(&real) {
+            Some(inner) => (None, inner, "/"),
+            None => {
+                let name = real.file_name().unwrap_or_default();
+                (real.parent().map(Path::to_owned), Path::new(SHARE).join(name), SHARE)
+            }
+        };
+        Ok(Self {
+            share,
+            arguments: vec![program.with_file_name(own_name).into_os_string().into_vec()],
+            program,
+            directory: directory.as_bytes().to_vec(),
+            runner,
+            environment: ENVIRONMENT.map(|variable| variable.as_bytes().to_vec()).into(),
+            user: User::default(),
+        })
+    }
+
+    /// Adds the arguments and variables of the command line.
+    pub(crate) fn given(mut self, args: &TryArgs) -> Self {
+        self.environment.extend(args.env.iter().map(|variable| variable.as_bytes().to_vec()));
+        self.arguments.extend(args.arguments.iter().map(|word| word.as_bytes().to_vec()));
+        self
     }
 }
 
-/// Returns the file that the kernel needs to execute the program; `None` for a static program.
-fn runner(path: &Path, core: Core<'_>) -> Result<Option<Runner>, String> {
+/// Returns whether a path is a container image. Whatever is no archive is a program.
+///
+/// # Errors
+/// Returns a usage error if the path is another archive, which names no program, or a damaged one.
+pub(crate) fn is_image_at(path: &Path) -> Result<bool> {
+    let is_readable = path.metadata().is_ok_and(|about| about.is_file() || about.is_dir());
+    let is_program = || start_of(path, 4).is_ok_and(|start| start.starts_with(b"#!") || start == ELF_MAGIC);
+    if !is_readable || is_program() {
+        return Ok(false);
+    }
+    let Some(kind) = kind_of(path)? else { return Ok(false) };
+    let shown = path.display();
+    let unpack = match kind {
+        Kind::DockerArchive | Kind::OciArchive | Kind::OciLayout => return Ok(true),
+        Kind::Tar | Kind::Apk => format!("tar -C DIRECTORY -xf {shown}"),
+        Kind::Zip | Kind::Wheel => format!("unzip -d DIRECTORY {shown}"),
+        Kind::Deb => format!("dpkg-deb -x {shown} DIRECTORY"),
+        Kind::Squashfs => format!("unsquashfs -d DIRECTORY {shown}"),
+    };
+    let message = format!(
+        "try {shown}: it is a {kind}, which names no program to run; unpack it with {unpack}, and name a program of \
+         the directory"
+    );
+    Err(Failure::usage(message).into())
+}
+
+fn start_of(path: &Path, length: usize) -> std::io::Result<Vec<u8>> {
     let mut start = Vec::new();
-    let file = File::open(path).map_err(|error| error.to_string())?;
-    file.take((USTAR + HEADER) as u64).read_to_end(&mut start).map_err(|error| error.to_string())?;
+    File::open(path)?.take(length as u64).read_to_end(&mut start)?;
+    Ok(start)
+}
+
+/// Returns the file that the kernel needs to execute the program; `None` for a static program.
+pub(crate) fn runner(path: &Path, core: Core<'_>) -> Result<Option<Runner>, String> {
+    let start = start_of(path, FIRST_LINE).map_err(|error| error.to_string())?;
     if start.starts_with(b"#!") {
         return interpreter(&start).map(Some);
-    }
-    if start.get(USTAR..).is_some_and(|rest| rest.starts_with(b"ustar")) {
-        let container =
-            "it is an archive; unpack it, and name the directory with --sysroot and a program in it";
-        return Err(container.to_owned());
     }
     let ident =
         Ident::read(&start).map_err(|why| format!("it is neither an executable nor a script: {why}"))?;
@@ -111,11 +168,8 @@ fn check(ident: Ident, Core { arch, device }: Core<'_>) -> Result<(), String> {
         Some(own) if own == arch && EXECUTABLE.contains(&ident.kind) => Ok(()),
         Some(own) if own == arch => Err("it is an object file, not an executable; link it first".to_owned()),
         Some(own) => {
-            let device_of = inspect::device::built_in()
-                .into_iter()
-                .find(|device| device.isa == xtask_inspection::isa(own) && device.default);
-            let other = device_of
-                .map_or(String::new(), |device| format!(", or try it with --device {}", device.name));
+            let other =
+                default_device(own).map_or(String::new(), |name| format!(", or try it with --device {name}"));
             Err(format!("it is for {own}, and {device} is {arch}; build it for {arch}{other}"))
         }
         None => Err(format!(
@@ -125,10 +179,16 @@ fn check(ident: Ident, Core { arch, device }: Core<'_>) -> Result<(), String> {
     }
 }
 
+/// Returns the name of the device that an architecture has by default.
+pub(crate) fn default_device(arch: VmArchitecture) -> Option<String> {
+    let isa = xtask_inspection::isa(arch);
+    let found = inspect::device::built_in().into_iter().find(|device| device.isa == isa && device.default);
+    found.map(|device| device.name)
+}
+
 /// Returns the interpreter in the first line of a script.
 fn interpreter(start: &[u8]) -> Result<Runner, String> {
     let line = start[2..].split(|byte| *byte == b'\n').next().unwrap_or_default();
-    let line = &line[..line.len().min(FIRST_LINE)];
     let word = line.split(|byte| b" \t".contains(byte)).find(|word| !word.is_empty()).unwrap_or_default();
     if word.ends_with(b"\r") {
         return Err("its first line ends with a carriage return; convert it with dos2unix".to_owned());
@@ -148,7 +208,7 @@ mod tests {
 
     /// Returns an ELF header of an executable without segments.
     fn header(class: u8, machine: u16, kind: u16) -> Vec<u8> {
-        let mut bytes = vec![0; HEADER];
+        let mut bytes = vec![0; 64];
         bytes[..6].copy_from_slice(&[0x7f, b'E', b'L', b'F', class, 1]);
         bytes[16..18].copy_from_slice(&kind.to_le_bytes());
         bytes[18..20].copy_from_slice(&machine.to_le_bytes());
@@ -169,9 +229,7 @@ mod tests {
     #[test]
     fn what_cannot_run_is_refused_before_a_machine_starts() {
         let place = Place(tempfile::tempdir().unwrap());
-        let mut tar = vec![b'a'; 512];
-        tar[USTAR..USTAR + 5].copy_from_slice(b"ustar");
-        let table: [(&[u8], u32, &str); 9] = [
+        let table: [(&[u8], u32, &str); 8] = [
             (&header(2, 183, 2), 0o644, "chmod +x"),
             (
                 &header(2, 62, 2),
@@ -184,7 +242,6 @@ mod tests {
             (b"", 0o755, "it is empty"),
             (b"#!sh\n", 0o755, "absolute path"),
             (b"#!/bin/sh\r\n", 0o755, "dos2unix"),
-            (&tar, 0o755, "--sysroot"),
         ];
         for (bytes, mode, expected) in table {
             let path = place.put("program", bytes, mode);
@@ -198,6 +255,37 @@ mod tests {
     }
 
     #[test]
+    fn an_archive_without_a_program_is_refused_with_the_command_that_unpacks_it() {
+        let place = Place(tempfile::tempdir().unwrap());
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut entry = tar::Header::new_gnu();
+        entry.set_size(0);
+        tar.append_data(&mut entry, "bin/tool", &b""[..]).unwrap();
+        let tar = tar.into_inner().unwrap();
+        let mut package = b"!<arch>\n".to_vec();
+        package.extend(format!("{:<48}{:<10}`\n2.0\n", "debian-binary", 4).bytes());
+        let table: [(&[u8], &str); 4] = [
+            (&tar, "it is a tar archive, which names no program to run; unpack it with tar"),
+            (&package, "it is a Debian package, which names no program to run; unpack it with dpkg-deb -x"),
+            (b"PK\x05\x06\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", "it is a zip archive"),
+            (b"hsqs....", "unsquashfs -d DIRECTORY"),
+        ];
+        for (bytes, expected) in table {
+            let error = is_image_at(&place.put("archive", bytes, 0o644)).unwrap_err();
+            assert_eq!(xtask_core::error::code(&error), 2, "{error:#}");
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+        // A damaged archive is a usage error, too, and no exit code of a program.
+        let error = is_image_at(&place.put("archive", b"\x1f\x8b\x08broken", 0o644)).unwrap_err();
+        assert_eq!(xtask_core::error::code(&error), 2, "{error:#}");
+        for bytes in [&header(2, 183, 2)[..], b"#!/bin/sh\n", b"text", b""] {
+            assert!(!is_image_at(&place.put("program", bytes, 0o755)).unwrap());
+        }
+        assert!(!is_image_at(&place.0.path().join("missing")).unwrap());
+        assert!(!is_image_at(place.0.path()).unwrap(), "a directory that is no layout");
+    }
+
+    #[test]
     fn a_program_of_the_sysroot_runs_in_its_place() {
         let place = Place(tempfile::tempdir().unwrap());
         let real = place.0.path().canonicalize().unwrap();
@@ -205,15 +293,14 @@ mod tests {
         let link = place.0.path().join("link");
         std::os::unix::fs::symlink("tool", &link).unwrap();
         let runner = Some(Runner { file: "/usr/bin/env".to_owned(), what: "the interpreter" });
-        let shared = Subject {
-            share: Some(real.clone()),
-            program: "/try/tool".into(),
-            directory: SHARE.to_owned(),
-            runner: runner.clone(),
-        };
-        assert_eq!(Subject::of(&link, &Root::Nothing, PI5).unwrap(), shared);
-        let inside = Subject { share: None, program: "/tool".into(), directory: "/".to_owned(), runner };
-        assert_eq!(Subject::of(&path, &Root::Directory(real), PI5).unwrap(), inside);
+        let shared = Subject::of(&link, &Root::Nothing, PI5).unwrap();
+        assert_eq!(shared.runner, runner);
+        assert_eq!((shared.share, shared.program), (Some(real.clone()), "/try/tool".into()));
+        assert_eq!((shared.directory, shared.arguments), (b"/try".to_vec(), vec![b"/try/link".to_vec()]));
+        let root = Root::Directory { path: real, name: String::new() };
+        let inside = Subject::of(&path, &root, PI5).unwrap();
+        assert_eq!((inside.share, inside.program), (None, "/tool".into()));
+        assert_eq!((inside.directory, inside.arguments), (b"/".to_vec(), vec![b"/tool".to_vec()]));
         let path = place.put("static", &header(2, 183, 2), 0o755);
         assert_eq!(Subject::of(&path, &Root::Nothing, PI5).unwrap().runner, None);
     }

@@ -75,14 +75,39 @@ pub struct Job {
     pub root: String,
     /// The directory at which the guest mounts the share with the program; empty if there is no such share.
     pub share: String,
-    /// The working directory.
-    pub directory: String,
+    /// The working directory. The guest makes it if it is missing.
+    pub directory: Vec<u8>,
     /// The path of the program.
     pub program: Vec<u8>,
     /// The variables of the environment, as `NAME=VALUE`.
     pub environment: Vec<Vec<u8>>,
     /// The arguments. The first one is the program's own name.
     pub arguments: Vec<Vec<u8>>,
+    /// The user that runs the program.
+    pub user: User,
+}
+
+/// A user with its groups, by their numbers. The default is root.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct User {
+    pub id: u32,
+    pub group: u32,
+    /// The supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+impl User {
+    fn encode(&self) -> String {
+        let numbers = [self.id, self.group].into_iter().chain(self.groups.iter().copied());
+        numbers.map(|number| number.to_string()).collect::<Vec<_>>().join(" ")
+    }
+
+    fn decode(text: &str) -> Option<Self> {
+        let numbers: Option<Vec<u32>> = text.split(' ').map(|number| number.parse().ok()).collect();
+        let numbers = numbers?;
+        let (id, group) = (*numbers.first()?, *numbers.get(1)?);
+        Some(Self { id, group, groups: numbers[2..].to_vec() })
+    }
 }
 
 impl Job {
@@ -91,9 +116,10 @@ impl Job {
     pub fn encode(&self) -> Vec<u8> {
         let time = self.time.to_string();
         let variables = self.environment.len().to_string();
-        let words = [&time, &self.root, &self.share, &self.directory].map(String::as_bytes);
+        let user = self.user.encode();
+        let words = [&time, &self.root, &self.share, &user].map(String::as_bytes);
         let mut fields = words.to_vec();
-        fields.extend([&*self.program, variables.as_bytes()]);
+        fields.extend([&*self.directory, &*self.program, variables.as_bytes()]);
         fields.extend(self.environment.iter().chain(&self.arguments).map(Vec::as_slice));
         fields.into_iter().flat_map(|field| field.iter().copied().chain([0])).collect()
     }
@@ -102,13 +128,14 @@ impl Job {
     pub fn decode(content: &[u8]) -> Option<Self> {
         let mut fields = content.strip_suffix(&[0])?.split(|byte| *byte == 0).map(<[u8]>::to_vec);
         let mut text = || String::from_utf8(fields.next()?).ok();
-        let (time, root, share, directory) = (text()?.parse().ok()?, text()?, text()?, text()?);
-        let program = fields.next()?;
+        let (time, root, share) = (text()?.parse().ok()?, text()?, text()?);
+        let user = User::decode(&text()?)?;
+        let (directory, program) = (fields.next()?, fields.next()?);
         let variables: usize = String::from_utf8(fields.next()?).ok()?.parse().ok()?;
         let environment: Vec<_> = fields.by_ref().take(variables).collect();
         let arguments: Vec<_> = fields.collect();
         let complete = environment.len() == variables && !arguments.is_empty();
-        complete.then_some(Self { time, root, share, directory, program, environment, arguments })
+        complete.then_some(Self { time, root, share, directory, program, environment, arguments, user })
     }
 }
 
@@ -155,15 +182,18 @@ mod tests {
             time: 7,
             root: String::new(),
             share: "/try".to_owned(),
-            directory: "/try".to_owned(),
+            directory: b"/try".to_vec(),
             program: b"/try/a\xff".to_vec(),
             environment: vec![b"A=1=2".to_vec(), b"B=".to_vec()],
             arguments: vec![b"a".to_vec(), Vec::new(), b"c d\n".to_vec()],
+            user: User { id: 1000, group: 50, groups: vec![4, 5] },
         };
         let content = job.encode();
         assert_eq!(Job::decode(&content).as_ref(), Some(&job));
         assert_eq!(Job::decode(&content[..content.len() - 1]), None);
-        assert_eq!(Job::decode(b"7\0\0\0\0/a\x001\0A=1\0"), None, "without the program's name");
+        let nameless = [&b"7\0\0\0"[..], b"0 0\0/\0/a\0", b"1\0A=1\0"].concat();
+        assert_eq!(Job::decode(&nameless), None, "without the program's name");
+        assert!(Job::decode(&[&nameless[..], b"a\0"].concat()).is_some());
     }
 
     #[test]

@@ -13,6 +13,8 @@ use xtask_core::cache::Cache;
 use xtask_core::fs::{directories, make_private_dir};
 use xtask_core::processes::owned;
 
+mod images;
+
 use crate::scratch::{Scratch, XTASK_TRY, assert_code, message, signal, wait_until};
 
 /// The limit of a wait for an event, on a busy host.
@@ -145,6 +147,33 @@ fn an_instruction_that_the_core_lacks_and_a_segment_for_small_pages_fail() {
     let output = place.run(&small, &["--sysroot", "/usr/aarch64-linux-gnu"], &[]);
     assert_code(&output, 139);
     assert!(stderr(&output).contains("signal 11 (SIGSEGV"), "{}", message(&output));
+}
+
+/// Runs on the machine of the other architecture, whose bus, console and firmware are different.
+#[test]
+fn a_program_for_x86_ends_as_on_such_a_device() {
+    let place = Place::new();
+    // AVX is not a part of x86-64-v2. Another process executes it, so that one boot is enough.
+    let text = r#"#include <stdio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+    int status = 0;
+    if (fork() == 0) { __asm__ volatile("vpxor %ymm0, %ymm0, %ymm0"); _exit(0); }
+    wait(&status);
+    printf("%s %d\n", argv[1], WTERMSIG(status));
+    return 9;
+}
+"#;
+    let (source, program) = (place.path("x86.c"), place.path("x86"));
+    std::fs::write(&source, text).unwrap();
+    let mut compiler = Command::new("cc");
+    let output = compiler.arg("-static").arg("-o").arg(&program).arg(&source).output().unwrap();
+    assert!(output.status.success(), "{}", message(&output));
+    let output = place.run(&program, &["--device", "x86-64-v2"], &["a"]);
+    assert_code(&output, 9);
+    assert_eq!(stdout(&output), "a 4\n");
+    assert!(stderr(&output).contains("pages of 4 KiB, on x86-64-v2"), "{}", stderr(&output));
 }
 
 #[test]

@@ -13,10 +13,10 @@ use clap::Args;
                         stdin, stdout and stderr are those of the program."
 )]
 pub struct TryArgs {
-    /// The executable or script; the files in its directory are there, too
+    /// The executable or script, with the files in its directory; or a container image (OCI or docker archive)
     pub path: PathBuf,
 
-    /// The arguments of the program
+    /// The arguments of the program; for a container image, they replace its command, as those of podman run do
     #[arg(last = true, value_name = "ARGS")]
     pub arguments: Vec<OsString>,
 
@@ -28,8 +28,8 @@ pub struct TryArgs {
     #[arg(long, value_name = "NAME", conflicts_with = "sysroot")]
     pub image: Option<String>,
 
-    /// A directory with the device's file system, instead of an image
-    #[arg(long, value_name = "DIR")]
+    /// A directory with the device's file system, or an archive (container image or tar), instead of an image
+    #[arg(long, value_name = "DIR|ARCHIVE")]
     pub sysroot: Option<PathBuf>,
 
     /// Set a variable in the program's environment; may be repeated
