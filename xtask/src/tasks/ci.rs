@@ -97,7 +97,7 @@ const OTHER_IMAGES: &[Step<'_>] = &[
 ];
 
 /// The steps that only `cargo xtask soak --all` runs.
-const SOAKED: &[Step<'_>] = &[("ordinary user", "IT ordinary_user::")];
+const SOAKED: &[Step<'_>] = &[("ordinary user", "IT ordinary_user::"), ("containers", "IT containers::")];
 
 /// The names of the steps that contain tables.
 const DRAWN: [&str; 4] = ["broken hosts", "the rehearsal", "images", "the smoke can fail"];

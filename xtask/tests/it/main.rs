@@ -9,6 +9,7 @@ mod broken_hosts;
 mod bump;
 mod completions;
 mod connection;
+mod containers;
 mod draw;
 mod fetch;
 mod fresh_host;

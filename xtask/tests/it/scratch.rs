@@ -5,7 +5,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
 use xtask_core::cache::{CACHE_VARIABLE, Cache};
+use xtask_core::digest::Algorithm;
 use xtask_core::fs::make_private_dir;
 
 pub(crate) const XTASK: &str = env!("CARGO_BIN_EXE_xtask");
@@ -115,4 +117,29 @@ pub(crate) fn random(name: &str) -> u64 {
     let random = u64::from_le_bytes(bytes);
     println!("{name} {random}");
     random
+}
+
+/// Makes an archive as `docker save` does, of an image for arm64. `process` is the part of its configuration about the
+/// program. Each layer is a tar archive.
+pub(crate) fn docker_archive(layers: &[Vec<u8>], process: &Value) -> Vec<u8> {
+    let digests: Vec<_> = layers.iter().map(|layer| Algorithm::Sha256.of(layer).to_string()).collect();
+    let history: Vec<_> =
+        (1..=layers.len()).map(|number| json!({ "created_by": format!("COPY {number}") })).collect();
+    let config = json!({
+        "architecture": "arm64", "os": "linux", "config": process,
+        "rootfs": { "type": "layers", "diff_ids": digests }, "history": history,
+    });
+    let names: Vec<_> = (1..=layers.len()).map(|number| format!("{number}/layer.tar")).collect();
+    let manifest = json!([{ "Config": "config.json", "RepoTags": ["t:1"], "Layers": names }]);
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut add = |name: &str, content: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, name, content).unwrap();
+    };
+    add("config.json", config.to_string().as_bytes());
+    names.iter().zip(layers).for_each(|(name, layer)| add(name, layer));
+    add("manifest.json", manifest.to_string().as_bytes());
+    archive.into_inner().unwrap()
 }

@@ -4,12 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 use xtask_core::arch::VmArchitecture;
 
 use super::build::{Tool, build};
 use super::corpus;
-use crate::scratch::{Scratch, XTASK_INSPECT, message};
+use crate::scratch::{Scratch, XTASK_INSPECT, docker_archive, message};
 
 const LIBRARIES: &str = "usr/lib/aarch64-linux-gnu";
 const MAIN: &str = "int work(void); int main(void) { return work(); }\n";
@@ -68,33 +67,17 @@ fn pair(severity: &str, id: &str) -> (String, String) {
     (severity.to_owned(), id.to_owned())
 }
 
-/// Writes an archive as `docker save` does, with one layer that has the files of the tree and of the corpus's sysroot.
+/// Writes a container image with two layers: the files of the corpus's sysroot, and those of the tree.
 fn image(shipped: &Shipped, command: &[&str], environment: &[&str]) -> PathBuf {
-    let mut layer = tar::Builder::new(Vec::new());
-    layer.follow_symlinks(false);
-    layer.append_dir_all(".", corpus().root(VmArchitecture::Aarch64)).unwrap();
-    layer.append_dir_all(".", shipped.directory.path()).unwrap();
-    let layer = layer.into_inner().unwrap();
-    let digest: String = Sha256::digest(&layer).iter().map(|byte| format!("{byte:02x}")).collect();
-    let config = json!({
-        "architecture": "arm64", "os": "linux", "config": { "Entrypoint": command, "Env": environment },
-        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
-        "history": [{ "created_by": "COPY program /bin" }],
+    let layers = [corpus().root(VmArchitecture::Aarch64), shipped.directory.path()].map(|root| {
+        let mut layer = tar::Builder::new(Vec::new());
+        layer.follow_symlinks(false);
+        layer.append_dir_all(".", root).unwrap();
+        layer.into_inner().unwrap()
     });
-    let manifest = json!([{ "Config": "config.json", "RepoTags": ["t:1"], "Layers": ["layer.tar"] }]);
-    let mut archive = tar::Builder::new(Vec::new());
-    for (name, content) in [
-        ("config.json", config.to_string().into_bytes()),
-        ("layer.tar", layer),
-        ("manifest.json", manifest.to_string().into_bytes()),
-    ] {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(content.len() as u64);
-        header.set_mode(0o644);
-        archive.append_data(&mut header, name, content.as_slice()).unwrap();
-    }
+    let process = json!({ "Entrypoint": command, "Env": environment });
     let path = shipped.directory.path().with_extension("tar");
-    std::fs::write(&path, archive.into_inner().unwrap()).unwrap();
+    std::fs::write(&path, docker_archive(&layers, &process)).unwrap();
     path
 }
 
@@ -144,7 +127,7 @@ fn an_image_is_judged_with_its_own_libraries() {
         let files = report["files"].as_array().unwrap();
         let started: Vec<_> = files.iter().filter(|file| file["container"]["entrypoint"] == true).collect();
         assert_eq!(started.len(), 1);
-        assert_eq!(started[0]["container"]["layer"], "COPY program /bin");
+        assert_eq!(started[0]["container"]["layer"], "COPY 2");
     }
     assert_eq!(std::fs::read_dir(scratch.cache().join("runs")).unwrap().filter(is_run).count(), 0);
 }

@@ -34,6 +34,22 @@ pub(super) struct Subject {
     pub(super) preloaded: Vec<(String, PathBuf)>,
 }
 
+impl Subject {
+    /// Returns a subject that is in no container image.
+    pub(super) fn new(name: String, content: Content, judge: usize) -> Self {
+        let (container, layer, is_entrypoint, preloaded) = Default::default();
+        Self { name, content, judge, container, layer, is_entrypoint, preloaded }
+    }
+
+    /// Returns the size of an ELF file.
+    pub(super) fn bytes(&self) -> Option<u64> {
+        match &self.content {
+            Content::File(candidate) => Some(candidate.bytes),
+            Content::Judged(_) => None,
+        }
+    }
+}
+
 pub(super) enum Content {
     File(Candidate),
     /// The file is already judged, and is no ELF file.
@@ -122,8 +138,7 @@ impl Collection {
     }
 
     pub(super) fn push_subject(&mut self, name: String, content: Content, judge: usize) -> &mut Subject {
-        let (container, layer, is_entrypoint, preloaded) = Default::default();
-        self.subjects.push(Subject { name, content, judge, container, layer, is_entrypoint, preloaded });
+        self.subjects.push(Subject::new(name, content, judge));
         self.subjects.last_mut().expect("it was just added")
     }
 

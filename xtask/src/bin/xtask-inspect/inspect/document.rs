@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use xtask_core::format::round;
 use xtask_inspection::{DeviceRoot, Inspection};
 
-use super::collection::{Collection, Content, Subject};
+use super::collection::{Collection, Subject};
 use super::policy::Accepted;
 use super::verdict::Judged;
 
@@ -58,10 +58,6 @@ fn verdict(fails: bool) -> &'static str {
 }
 
 fn file(judged: &Judged, subject: &Subject, inspection: &Inspection) -> Value {
-    let bytes = match &subject.content {
-        Content::File(candidate) => Some(candidate.bytes),
-        Content::Judged(_) => None,
-    };
     let findings = judged.findings().map(|(finding, accepted)| {
         let mut value = json!(finding);
         if let Some(accepted) = accepted {
@@ -71,7 +67,7 @@ fn file(judged: &Judged, subject: &Subject, inspection: &Inspection) -> Value {
     });
     let mut value = json!({
         "verdict": verdict(judged.fails),
-        "file": { "path": judged.name, "bytes": bytes },
+        "file": { "path": judged.name, "bytes": subject.bytes() },
         "target": target(inspection, subject.container.as_deref()),
         "findings": findings.collect::<Vec<_>>(),
     });
@@ -103,11 +99,12 @@ fn target(inspection: &Inspection, container: Option<&str>) -> Value {
 }
 
 /// Returns the findings as the log of one run. Facts are left out.
-pub(super) fn sarif(judged: &[Judged]) -> Value {
+pub(super) fn sarif(judged: &[Judged], collection: &Collection) -> Value {
     let rules = CHECKS.iter().map(|(id, about)| json!({ "id": id, "shortDescription": { "text": about } }));
-    let results = judged.iter().flat_map(|judged| {
+    let results = judged.iter().zip(&collection.subjects).flat_map(|(judged, subject)| {
         let found = judged.findings().filter(|(finding, _)| finding.severity > Severity::Informs);
-        found.map(|(finding, accepted)| result(&judged.name, finding, accepted))
+        let place = place(&judged.name, subject.bytes());
+        found.map(move |(finding, accepted)| result(&judged.name, &place, finding, accepted))
     });
     json!({
         "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
@@ -123,18 +120,28 @@ pub(super) fn sarif(judged: &[Judged]) -> Value {
     })
 }
 
-fn result(file: &str, finding: &Finding, accepted: Option<Accepted>) -> Value {
+/// Returns the location of a whole file. A URI reference does not begin with a slash, so an absolute path becomes a URI.
+fn place(file: &str, bytes: Option<u64>) -> Value {
+    let path = utf8_percent_encode(file, NOT_IN_A_PATH).to_string();
+    let uri = if file.starts_with('/') { format!("file://{path}") } else { path };
+    let mut place = json!({ "artifactLocation": { "uri": uri } });
+    if let Some(bytes) = bytes {
+        place["region"] = json!({ "byteOffset": 0, "byteLength": bytes });
+    }
+    json!({ "physicalLocation": place })
+}
+
+fn result(file: &str, place: &Value, finding: &Finding, accepted: Option<Accepted>) -> Value {
     let level = if finding.severity == Severity::Refused { "error" } else { "warning" };
     let texts =
         [finding.found.clone(), label("the target", &finding.offers), label("what to do", &finding.remedy)];
     let text = texts.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("\n");
-    let uri = utf8_percent_encode(file, NOT_IN_A_PATH).to_string();
     let mut value = json!({
         "ruleId": finding.id,
         "ruleIndex": CHECKS.iter().position(|(id, _)| *id == finding.id),
         "level": level,
         "message": { "text": text },
-        "locations": [{ "physicalLocation": { "artifactLocation": { "uri": uri } } }],
+        "locations": [place],
         "partialFingerprints": { "fileAndCheck/v1": format!("{file} {}", finding.id) },
     });
     if let Some(accepted) = accepted {
@@ -153,6 +160,7 @@ mod tests {
     use inspect::finding::Report;
     use xtask_core::cli::InspectArgs;
 
+    use super::super::collection::Content;
     use super::super::policy::Policy;
     use super::*;
 
@@ -166,7 +174,9 @@ mod tests {
         let args = InspectArgs { allow: vec!["rpath".to_owned()], ..InspectArgs::default() };
         let judged =
             Judged::new("a b/c.so".to_owned(), Report::new(findings), &Policy::from_args(&args).unwrap());
-        let log = sarif(&[judged]);
+        let subject = Subject::new("a b/c.so".to_owned(), Content::Judged(Report::new(Vec::new())), 0);
+        let collection = Collection { subjects: vec![subject], ..Collection::default() };
+        let log = sarif(&[judged], &collection);
         let run = &log["runs"][0];
         let results = run["results"].as_array().unwrap();
         assert_eq!(results.len(), 2);
@@ -176,6 +186,9 @@ mod tests {
         assert_eq!(run["tool"]["driver"]["rules"][rule]["id"], "needed");
         let location = &results[0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"];
         assert_eq!(location, "a%20b/c.so");
+        let absolute = &place("/a/c.so", Some(7))["physicalLocation"];
+        assert_eq!(absolute["artifactLocation"]["uri"], "file:///a/c.so");
+        assert_eq!(absolute["region"]["byteLength"], 7);
         assert_eq!(results[0]["suppressions"], Value::Null);
         assert_eq!(results[1]["suppressions"][0]["kind"], "external");
     }

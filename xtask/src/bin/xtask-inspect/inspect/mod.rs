@@ -68,7 +68,7 @@ fn inspect_all(
     if args.json {
         print_json(&document::report(&judged, &collection, seconds))?;
     } else if args.sarif {
-        print_json(&document::sarif(&judged))?;
+        print_json(&document::sarif(&judged, &collection))?;
     }
     let depth = Depth::new(verbosity, args.explain);
     if collection.is_single {
