@@ -70,7 +70,7 @@ mod tests {
     #[test]
     fn only_a_regular_file_is_opened() {
         for (path, words) in
-            [("/dev/zero", "no regular file"), ("/", "no regular"), ("/nonexistent", "No such")]
+            [("/dev/zero", "no regular file"), ("/", "no regular"), ("/proc/nonexistent", "No such")]
         {
             let error = Candidate::at(Path::new(path)).unwrap_err();
             assert!(error.to_string().contains(words), "{error}");
