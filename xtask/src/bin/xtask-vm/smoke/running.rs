@@ -66,12 +66,29 @@ const FIRMWARE_LINE: &str = "UEFI firmware (version";
 
 /// The command that prints the journal of all boots. The numbers before the lines are seconds since the boot.
 const JOURNAL_COMMAND: &str = "journalctl --boot=all --no-pager --output short-monotonic --lines 2500";
-/// The command that prints what cloud-init, podman and systemd say about the guest. The agent's unit is printed last,
-/// with its drop-in files, because report.html shows only the last lines of guest.txt.
-const GUEST_COMMAND: &str = "cloud-init status --long 2>&1; tail -n 100 /var/log/cloud-init-output.log 2>&1; \
-    df -h 2>&1; free -m 2>&1; podman --url unix:///run/iot-agent/podman.sock ps --all --no-trunc 2>&1; \
-    systemctl --failed --no-pager 2>&1; systemctl list-jobs --no-pager 2>&1; \
-    systemctl cat --no-pager iot-agent 2>&1; systemctl status --full --no-pager iot-agent 2>&1";
+/// The commands that print what cloud-init, podman and systemd say about the guest. Each of them is ended after a while,
+/// so that one which hangs does not hide the others. The agent and its unit with its drop-in files are printed last,
+/// because report.html shows only the last lines of guest.txt. Before them are the units and drop-in files that the
+/// distribution's packages did not install.
+const GUEST_COMMANDS: [&str; 11] = [
+    "cloud-init status --long",
+    "tail -n 100 /var/log/cloud-init-output.log",
+    "df -h",
+    "free -m",
+    "podman --url unix:///run/iot-agent/podman.sock ps --all --no-trunc",
+    "systemctl --failed --no-pager",
+    "systemctl list-jobs --no-pager",
+    "find /etc/systemd/system -type f ! -path '*/iot-agent.service*' -exec tail -v -n +1 {} +",
+    "sha256sum /usr/local/bin/iot-agent",
+    "systemctl cat --no-pager iot-agent",
+    "systemctl status --full --no-pager iot-agent",
+];
+
+/// Returns the shell command that runs [`GUEST_COMMANDS`], each for at most `seconds`.
+fn guest_command(seconds: u64) -> String {
+    let commands = GUEST_COMMANDS.map(|command| format!("timeout {seconds} {command} 2>&1"));
+    commands.join("; ")
+}
 
 impl RunningVm {
     /// Counts the boots since the power was last switched on, by the first lines of firmware and kernel on the console.
@@ -299,8 +316,17 @@ impl RunningVm {
         {
             return;
         }
-        for (name, command) in [(JOURNAL, JOURNAL_COMMAND), (GUEST, GUEST_COMMAND)] {
-            match self.run_as_root(command, self.plan.limits.journal()) {
+        // Commands of a guest whose disk completes no writes may wait for ever.
+        if self.fault == Some(Fault::HeldWrites)
+            && let Err(error) = self.limit_disk()
+        {
+            run.warn(&format!("the evidence is incomplete: cannot let the disk complete writes: {error:#}"));
+            return;
+        }
+        let limit = self.plan.limits.journal();
+        let state = guest_command(limit.as_secs() / 2);
+        for (name, command, limit) in [(JOURNAL, JOURNAL_COMMAND, limit), (GUEST, &state, 2 * limit)] {
+            match self.run_as_root(command, limit) {
                 Ok(output) => run.keep(&directory.join(name), output.into_bytes()),
                 Err(error) => {
                     run.warn(&format!(
