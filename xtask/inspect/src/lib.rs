@@ -16,7 +16,7 @@ pub mod inventory;
 pub mod isa;
 
 use device::Device;
-use elf::{Elf, Ident};
+use elf::{Elf, Ident, is_detached};
 use finding::{Finding, Report};
 use inventory::{Inventory, Tree};
 
@@ -108,11 +108,19 @@ impl<'a> Target<'a> {
 pub fn inspect(bytes: &[u8], target: &Target<'_>) -> Report {
     match header(bytes, target) {
         Some(finding) => Report::new(vec![finding]),
+        None if is_detached(bytes, |offset, length| part(bytes, offset, length)) => {
+            Report::new(vec![checks::header::detached()])
+        }
         None => match Elf::parse(bytes) {
             Ok(elf) => checks::all(&elf, target),
             Err(why) => Report::new(vec![checks::header::malformed(&why)]),
         },
     }
+}
+
+fn part(bytes: &[u8], offset: u64, length: usize) -> Option<Vec<u8>> {
+    let start = usize::try_from(offset).ok()?;
+    bytes.get(start..start.checked_add(length)?).map(<[u8]>::to_vec)
 }
 
 /// Inspects only the header. Returns `None` if it fits the target.

@@ -59,6 +59,13 @@ pub(crate) fn machine(ident: Ident, isa: Isa, arch: &str) -> Option<Finding> {
     refused("elf-type", &found, "the target needs an executable or a shared object")
 }
 
+/// Returns the finding for a file with separate debug information.
+pub(crate) fn detached() -> Finding {
+    let found = "it has the debug information of another file, and no code";
+    let offers = "the target needs an executable or a shared object";
+    Finding::refused("elf-type", found, offers, "give the file with the code, which has the same build id")
+}
+
 /// Checks the flags. Neither architecture defines any (AAELF64, 5.1; x86-64 psABI, 4.1).
 fn flags(ident: Ident, arch: &str) -> Option<Finding> {
     (ident.flags != 0).then(|| {

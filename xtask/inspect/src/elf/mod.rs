@@ -2,6 +2,7 @@
 //! any, but nothing depends on them. The sizes in headers are not trusted: every table is a slice of the file, and no
 //! memory of such a size is allocated.
 
+mod detached;
 mod dynamic;
 mod frames;
 mod go;
@@ -16,6 +17,7 @@ use object::elf::{
 use object::read::ReadRef as _;
 use object::read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _};
 
+pub use detached::is_detached;
 pub(crate) use dynamic::array;
 pub use dynamic::{Dynamic, Required};
 pub(crate) use go::GoFunctions;

@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::io::Read as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use inspect::elf::Ident;
+use inspect::elf::{Ident, is_detached};
 use xtask_core::error::Failure;
 
 /// The bytes that are read before the rest of a file: the ELF header, and the signatures of other formats.
@@ -57,9 +58,15 @@ impl Candidate {
         self.start.starts_with(b"#!")
     }
 
-    /// Returns whether the file is an ELF file that no process maps.
+    /// Returns whether the file is an ELF file that no process maps: a relocatable file, a core dump, or the separate debug
+    /// information of another file.
     pub(super) fn is_object(&self) -> bool {
         Ident::read(&self.start).is_ok_and(|ident| OBJECTS.contains(&ident.kind))
+            || is_detached(&self.start, |offset, length| {
+                let mut bytes = vec![0; length];
+                File::open(&self.path).ok()?.read_exact_at(&mut bytes, offset).ok()?;
+                Some(bytes)
+            })
     }
 }
 
@@ -85,6 +92,22 @@ mod tests {
             start[16] = kind;
             let candidate = Candidate { path: PathBuf::new(), bytes: 64, start: start.clone() };
             assert_eq!((candidate.is_elf(), candidate.is_object()), (true, is_object));
+        }
+    }
+
+    /// The section headers of a file with debug information say that the code is not in the file.
+    #[test]
+    fn separate_debug_information_is_no_program() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        for (kind, is_object) in [(1_u8, false), (8, true)] {
+            let mut bytes = vec![0; 64 + 2 * 64];
+            bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
+            // An executable with two section headers at byte 64.
+            (bytes[16], bytes[40], bytes[58], bytes[60]) = (2, 64, 64, 2);
+            (bytes[128 + 4], bytes[128 + 8]) = (kind, 6);
+            std::fs::write(&path, bytes).unwrap();
+            assert_eq!(Candidate::at(&path).unwrap().is_object(), is_object);
         }
     }
 }
