@@ -51,6 +51,13 @@ impl Descriptor {
         format!("blobs/{}/{}", self.digest.algorithm().name(), self.digest.hex())
     }
 
+    /// Returns whether a configuration is that of an image. Bills of materials, signatures and charts are also stored as
+    /// manifests with a configuration (OCI image-spec, manifest.md).
+    fn is_of_image(&self) -> bool {
+        let docker = "application/vnd.docker.container.image.v1+json";
+        ["", "application/vnd.oci.image.config.v1+json", docker].contains(&self.media_type.as_str())
+    }
+
     fn annotation(&self, name: &str) -> Option<&str> {
         self.annotations.as_ref()?.get(name).map(String::as_str)
     }
@@ -105,7 +112,13 @@ pub(crate) fn candidates(store: &Store) -> Result<Vec<Candidate>> {
         let linked: Linked = document(store, &descriptor)?;
         if let Some(inner) = linked.manifests {
             pending.extend(inner.into_iter().rev().map(|one| (one, name.clone())));
-        } else if let Some(config) = linked.config {
+        } else if let Some(config) = linked.config
+            && config.is_of_image()
+        {
+            if store.open(&config.path())?.is_none() {
+                missing = Some(config);
+                continue;
+            }
             found.push(candidate(store, name, &config, linked.layers.unwrap_or_default())?);
         }
     }

@@ -259,3 +259,32 @@ fn a_layer_needs_no_end() {
     place.unpack(&Built::plain(&[Tarball::new().file("a", "a").without_end()]).docker()).unwrap();
     assert_eq!(place.tree(), pairs(&[("a", "a")]));
 }
+
+/// A layout also has documents about its images, and manifests of platforms whose content was not saved.
+#[test]
+fn other_manifests_of_a_layout_are_left_out() {
+    for (kind, config) in [
+        ("application/vnd.oci.empty.v1+json", Some("{}")),
+        ("application/vnd.oci.image.config.v1+json", None),
+    ] {
+        let place = Place::new();
+        let layout = place.path().join("layout");
+        oci_layout(&layout, &[&Built::plain(&[Tarball::new().file("app", "").done()])]);
+        let add = |bytes: &[u8]| {
+            std::fs::write(layout.join("blobs/sha256").join(&sha256(bytes)["sha256:".len()..]), bytes)
+                .unwrap();
+        };
+        config.iter().for_each(|config| add(config.as_bytes()));
+        let digest = sha256(config.unwrap_or("absent").as_bytes());
+        let config = serde_json::json!({ "mediaType": kind, "digest": digest, "size": 2 });
+        let manifest = serde_json::json!({ "schemaVersion": 2, "config": config, "layers": [] }).to_string();
+        add(manifest.as_bytes());
+        let index = std::fs::read(layout.join("index.json")).unwrap();
+        let mut index: serde_json::Value = serde_json::from_slice(&index).unwrap();
+        let manifests = index["manifests"].as_array_mut().unwrap();
+        manifests.push(serde_json::json!({ "digest": sha256(manifest.as_bytes()), "size": manifest.len() }));
+        std::fs::write(layout.join("index.json"), index.to_string()).unwrap();
+        unpack(&layout, &place.root(), &Request::default(), &mut |_, _| Ok(())).unwrap();
+        assert_eq!(place.tree(), pairs(&[("app", "")]), "{kind}");
+    }
+}
