@@ -82,8 +82,10 @@ pub(crate) fn choose(
         let platforms: BTreeSet<_> = all.iter().map(|one| one.config.platform()).collect();
         let platforms = platforms.into_iter().collect::<Vec<_>>().join(", ");
         let Some(arch) = arch else {
-            let message = format!("read {shown}: it contains images for {platforms}");
-            return Err(Failure::guest(message, "name the architecture").into());
+            let message = format!(
+                "read {shown}: it contains images for {platforms}; name the architecture with --arch"
+            );
+            return Err(Failure::usage(message).into());
         };
         // Debian and Go have the same names for these architectures.
         let wanted = arch.profile().debian_arch;

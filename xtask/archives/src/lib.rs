@@ -24,6 +24,7 @@ mod walk;
 mod whiteouts;
 mod zipped;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -49,6 +50,8 @@ use walk::Scope;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Request {
     pub limits: Limits,
+    /// The kind, if [`Kind::of`] has returned it already. A compressed archive may have to be decompressed to recognise it.
+    pub kind: Option<Kind>,
     /// The architecture to choose if an archive contains an image for several platforms.
     pub arch: Option<VmArchitecture>,
 }
@@ -66,10 +69,12 @@ pub struct Unpacked {
 }
 
 impl Unpacked {
-    /// Returns the layer that a file of the directory comes from. `path` is relative to the root and contains no link.
-    pub fn layer_of(&self, path: &Path) -> Option<&Layer> {
-        let layers = self.image.as_ref()?.layers.iter().rev();
-        layers.into_iter().find(|layer| layer.files.iter().any(|file| file == path))
+    /// Returns the layer that each file of the directory comes from, by the file's path. The path is relative to the root
+    /// and contains no link. Files of lower layers that were replaced or removed are also listed.
+    pub fn layers_by_file(&self) -> HashMap<&Path, &Layer> {
+        let layers = self.image.iter().flat_map(|image| &image.layers);
+        // The map keeps the last of the layers that have a file.
+        layers.flat_map(|layer| layer.files.iter().map(move |file| (file.as_path(), layer))).collect()
     }
 }
 
@@ -81,7 +86,8 @@ impl Unpacked {
 /// leads outside, or exceeds a limit; if `into` is not empty; or if `progress` returns an error. The directory then has
 /// the entries that were unpacked before.
 pub fn unpack(path: &Path, into: &Path, request: &Request, progress: &mut Progress<'_>) -> Result<Unpacked> {
-    let Some(kind) = Kind::of(path)? else {
+    let kind = request.kind.map_or_else(|| Kind::of(path), |kind| Ok(Some(kind)))?;
+    let Some(kind) = kind else {
         let message = format!("unpack {}: it is no archive of a known kind", path.display());
         let hint = "name a container image (OCI or docker archive), a .deb, .apk, .whl, .zip or .tar, plain or compressed";
         return Err(Failure::guest(message, hint).into());

@@ -19,6 +19,9 @@ const SCRIPT: u64 = 256;
 /// The interpreters that Linux follows if an interpreter is a script itself (execve(2)).
 const MAX_SCRIPTS: usize = 5;
 
+/// The types of ELF files that Linux executes (gABI, `e_type`): executables and shared objects.
+const LINKED: [u8; 2] = [2, 3];
+
 /// The files that a container starts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Program {
@@ -28,6 +31,18 @@ pub struct Program {
     /// The command or interpreter that the tree does not have, or that is not executable. The last of `files` then needs
     /// it.
     pub missing: Option<String>,
+    /// True if Linux does not execute the last of `files` ("exec format error"): it is neither a linked ELF file nor a
+    /// script that names its interpreter.
+    pub is_no_program: bool,
+}
+
+/// What Linux does with a file that is to be executed.
+#[derive(Debug, PartialEq, Eq)]
+enum Start {
+    Elf,
+    /// The interpreter and, if that is `env`, the program that it looks up.
+    Script(Vec<String>),
+    Nothing,
 }
 
 impl ImageConfig {
@@ -38,18 +53,26 @@ impl ImageConfig {
     /// Returns an error that names the path if a file cannot be read.
     pub fn program(&self, root: &Path) -> Result<Program> {
         let mut program = Program::default();
-        let mut wanted = self.command().next().map(str::to_owned);
-        while let Some(name) = wanted {
-            let Some(file) = self.find(root, &name)? else {
-                program.missing = Some(name);
-                break;
-            };
-            wanted = interpreter(&root.join(&file))?;
-            program.files.push(file);
-            if program.files.len() > MAX_SCRIPTS {
-                program.missing = wanted.take();
+        let mut wanted: Vec<String> = self.command().next().map(str::to_owned).into_iter().collect();
+        for _ in 0..=MAX_SCRIPTS {
+            let mut found = Vec::new();
+            for name in std::mem::take(&mut wanted) {
+                let Some(file) = self.find(root, &name)? else {
+                    program.missing = Some(name);
+                    return Ok(program);
+                };
+                found.push(file);
+            }
+            let Some(last) = found.last() else { break };
+            let start = Start::of(&root.join(last))?;
+            // env starts a file without an interpreter with the shell (execvp(3)).
+            program.is_no_program = start == Start::Nothing && found.len() == 1;
+            program.files.append(&mut found);
+            if let Start::Script(names) = start {
+                wanted = names;
             }
         }
+        program.missing = wanted.into_iter().next();
         Ok(program)
     }
 
@@ -62,8 +85,13 @@ impl ImageConfig {
         if executable(root, file)?.is_none() {
             return Ok(None);
         }
-        let Some(name) = interpreter(&root.join(file))? else { return Ok(None) };
-        Ok(self.find(root, &name)?.is_none().then_some(name))
+        let Start::Script(names) = Start::of(&root.join(file))? else { return Ok(None) };
+        for name in names {
+            if self.find(root, &name)?.is_none() {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
     }
 
     /// Returns the executable file that a name leads to: a path from the working directory, or a name in `PATH`.
@@ -91,17 +119,53 @@ fn executable(root: &Path, path: &Path) -> Result<Option<PathBuf>> {
     Ok(is_executable.then_some(found))
 }
 
-/// Returns the interpreter that a script names: `#!/bin/sh`, or the program that `#!/usr/bin/env python3` looks up.
-fn interpreter(file: &Path) -> Result<Option<String>> {
-    let mut beginning = Vec::new();
-    fs_err::File::open(file)?.take(SCRIPT).read_to_end(&mut beginning)?;
-    let Some(line) = beginning.strip_prefix(b"#!") else { return Ok(None) };
-    let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    let line = String::from_utf8_lossy(line);
-    let mut words = line.split_ascii_whitespace();
-    let Some(first) = words.next() else { return Ok(None) };
-    let is_env = Path::new(first).file_name().is_some_and(|name| name.as_bytes() == b"env");
-    // env(1) takes flags, such as -S, and variables before the program.
-    let looked_up = words.find(|word| is_env && !word.starts_with('-') && !word.contains('='));
-    Ok(Some(looked_up.unwrap_or(first).to_owned()))
+impl Start {
+    fn of(file: &Path) -> Result<Self> {
+        let mut beginning = Vec::new();
+        fs_err::File::open(file)?.take(SCRIPT).read_to_end(&mut beginning)?;
+        if let Some(line) = beginning.strip_prefix(b"#!") {
+            return Ok(Self::of_script(line));
+        }
+        // The byte order decides which byte of `e_type` has the value.
+        let is_linked =
+            beginning.get(16..18).is_some_and(|kind| kind.iter().any(|byte| LINKED.contains(byte)));
+        let is_elf = beginning.starts_with(b"\x7fELF") && is_linked;
+        Ok(if is_elf { Self::Elf } else { Self::Nothing })
+    }
+
+    /// Reads the first line of a script as Linux does (fs/binfmt_script.c). The interpreter ends at a space or a tab. The
+    /// rest of the line is one argument. A carriage return belongs to the name, which is why scripts with the line ends
+    /// of Windows do not start.
+    fn of_script(line: &[u8]) -> Self {
+        let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        let line = String::from_utf8_lossy(line);
+        let line = line.trim_matches([' ', '\t']);
+        let (name, argument) = line.split_once([' ', '\t']).unwrap_or((line, ""));
+        if name.is_empty() {
+            return Self::Nothing;
+        }
+        let is_env = Path::new(name).file_name().is_some_and(|name| name.as_bytes() == b"env");
+        // Linux does not search PATH.
+        let name = if name.contains('/') { name.to_owned() } else { format!("./{name}") };
+        let looked_up = is_env.then(|| looked_up(argument.trim_start_matches([' ', '\t']))).flatten();
+        Self::Script([Some(name), looked_up].into_iter().flatten().collect())
+    }
+}
+
+/// Returns the program that env(1) looks up. Only `-S` splits the argument of a script into words.
+fn looked_up(argument: &str) -> Option<String> {
+    let split = ["-S", "-vS", "--split-string="].iter().find_map(|flag| argument.strip_prefix(flag));
+    let Some(words) = split else {
+        let is_program = !argument.is_empty() && !argument.starts_with('-') && !argument.contains('=');
+        return is_program.then(|| argument.to_owned());
+    };
+    let mut words = words.split_ascii_whitespace();
+    while let Some(word) = words.next() {
+        match word {
+            "-u" | "--unset" | "-C" | "--chdir" => drop(words.next()),
+            _ if word.starts_with('-') || word.contains('=') => {}
+            _ => return Some(word.to_owned()),
+        }
+    }
+    None
 }

@@ -51,7 +51,7 @@ impl Place {
     }
 
     pub(super) fn limited(&self, bytes: &[u8], limits: Limits) -> Result<Unpacked> {
-        self.unpack_with(bytes, &Request { limits, arch: None })
+        self.unpack_with(bytes, &Request { limits, ..Request::default() })
     }
 
     /// Returns the files and links below the directory, sorted, each with its content or target.

@@ -64,7 +64,8 @@ fn check(place: &Place, unpacked: &Unpacked) {
         |at: usize| image.layers[at].files.iter().map(|file| file.to_str().unwrap()).collect::<Vec<_>>();
     assert_eq!(files(1), ["usr/bin/app", "srv/data/before", "srv/data/after"]);
     assert_eq!(files(2), ["usr/bin/tool2", "etc/a"]);
-    let made = |file: &str| unpacked.layer_of(Path::new(file)).map(|layer| layer.created_by.as_str());
+    let layers = unpacked.layers_by_file();
+    let made = |file: &str| layers.get(Path::new(file)).map(|layer| layer.created_by.as_str());
     assert_eq!([made("bin"), made("usr/bin/app"), made("etc/a")], ["step 0", "step 1", "step 2"].map(Some));
     assert_eq!(made("usr/bin/nothing"), None);
 }
@@ -222,7 +223,9 @@ fn the_image_of_the_architecture_is_chosen() {
             place.unpack_with(&archive, &for_arch(arch)).unwrap();
             assert_eq!(place.tree(), pairs(&[(name, "")]));
         }
-        let found = text(Place::new().unpack(&archive));
+        let unpacked = Place::new().unpack(&archive);
+        assert_eq!(xtask_core::error::code(unpacked.as_ref().unwrap_err()), 2);
+        let found = text(unpacked);
         assert!(
             found.contains("it contains images for linux/amd64, linux/arm64; name the architecture"),
             "{found}"

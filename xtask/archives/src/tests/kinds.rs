@@ -173,3 +173,13 @@ fn the_progress_is_shown_and_can_end_the_unpacking() {
     });
     assert_eq!(text(ended), "interrupted; no remedy");
 }
+
+/// An image is told from another archive by all of its names, so an archive is not read twice for that.
+#[test]
+fn a_known_kind_is_not_looked_for_again() {
+    let image = super::make::Built::plain(&[Tarball::new().file("app", "").done()]).docker();
+    let place = Place::new();
+    let request = Request { kind: Some(Kind::Tar), ..Request::default() };
+    assert_eq!(place.unpack_with(&image, &request).unwrap().kind, Kind::Tar);
+    assert!(place.root().join("manifest.json").is_file());
+}

@@ -158,12 +158,19 @@ fn the_environment_of_an_image_adds_libraries() {
 fn a_container_that_cannot_start_is_refused() {
     let scratch = Scratch::new();
     let shipped = Shipped::new("");
-    let script = shipped.path("bin/start");
-    std::fs::write(&script, "#!/bin/absent\n").unwrap();
-    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    for (command, words) in
-        [(["/bin/start"], "/bin/start needs /bin/absent"), (["/bin/other"], "/bin/other is not there")]
+    for (name, content) in
+        [("bin/start", "#!/bin/absent\n"), ("bin/windows", "#!/bin/program\r\n"), ("bin/text", "program\n")]
     {
+        let script = shipped.path(name);
+        std::fs::write(&script, content).unwrap();
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    for (command, words) in [
+        (["/bin/start"], "/bin/start needs /bin/absent"),
+        (["/bin/other"], "/bin/other is not there"),
+        (["/bin/windows"], r"/bin/windows needs /bin/program\r, which"),
+        (["/bin/text"], "does not execute /bin/text (\"exec format error\")"),
+    ] {
         let output = inspect(&scratch, &[&image(&shipped, &command, &[])], &["--json"]);
         assert_eq!(output.status.code(), Some(1));
         assert_eq!(ids(&report(&output), ".tar"), [pair("refused", "entrypoint")]);

@@ -9,7 +9,7 @@ use xtask_archives::{Image, ImageConfig, Kind, Program, Request, Unpacked, resol
 use xtask_core::arch::VmArchitecture;
 use xtask_core::cache::Cache;
 use xtask_core::cli::InspectArgs;
-use xtask_core::error::Failure;
+use xtask_core::error::{self, Failure};
 use xtask_core::format::human_bytes;
 use xtask_core::runs::RunDir;
 use xtask_inspection::{Inspection, requested_arch};
@@ -29,17 +29,17 @@ impl<'a> Unpacker<'a> {
         Self { ui, run: None, count: 0 }
     }
 
-    fn unpack(&mut self, path: &Path, arch: Option<VmArchitecture>) -> Result<Unpacked> {
+    fn unpack(&mut self, path: &Path, kind: Kind, arch: Option<VmArchitecture>) -> Result<Unpacked> {
         if self.run.is_none() {
             let cache = Cache::open()?;
-            let (run, collected) = RunDir::create(&cache, || self.ui.check())?;
+            let (run, collected) = RunDir::create(&cache, || self.ui.check()).map_err(of_host)?;
             collected.iter().for_each(|dead| self.ui.note(&dead.to_string()));
             self.run = Some((cache, run));
         }
         let Some((cache, run)) = &self.run else { unreachable!("it was just made") };
         self.count += 1;
         let into = run.work().join(format!("archive-{}", self.count));
-        let request = Request { arch, ..Request::default() };
+        let request = Request { kind: Some(kind), arch, ..Request::default() };
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let step = Step { kind: "inspect", what: &format!("unpack {name}"), title: "unpack" };
         self.ui.step(cache, step, || {
@@ -47,7 +47,6 @@ impl<'a> Unpacker<'a> {
                 self.ui.tick(&format!("{name}: {} of {}", human_bytes(read), human_bytes(total)))
             };
             let unpacked = unpack(path, &into, &request, &mut progress)?;
-            let kind = unpacked.kind;
             Ok((unpacked, format!("{}: {kind}", path.display())))
         })
     }
@@ -56,6 +55,15 @@ impl<'a> Unpacker<'a> {
     pub(super) fn discard(self) -> Result<()> {
         self.run.map_or(Ok(()), |(_, run)| run.discard(|| Ok(())))
     }
+}
+
+/// Returns the error for a cache that cannot be written. It is no fault of the archive.
+fn of_host(error: anyhow::Error) -> anyhow::Error {
+    if error::failure(&error).is_some() {
+        return error;
+    }
+    let remedy = "make the cache writable, or set IOT_XTASK_CACHE to another directory";
+    error.context(Failure::host("make a directory in the cache to unpack archives", remedy))
 }
 
 /// Unpacks an archive and adds its files.
@@ -74,7 +82,7 @@ pub(super) fn add_archive(
         );
         return Err(Failure::usage(message).into());
     }
-    let mut unpacked = unpacker.unpack(path, requested_arch(args))?;
+    let mut unpacked = unpacker.unpack(path, kind, requested_arch(args))?;
     // The path of a candidate has no links, and must begin with the root.
     unpacked.root = unpacked.root.canonicalize()?;
     match &unpacked.image {
@@ -90,7 +98,7 @@ fn add_package(
     args: &InspectArgs,
 ) -> Result<()> {
     let mut judges = Vec::new();
-    for (name, candidate) in collection.walk(&unpacked.root) {
+    for (name, candidate) in collection.walk(&unpacked.root, &[]) {
         if candidate.is_elf() {
             let place = |inspection: Inspection| inspection.with_package(&unpacked.root);
             let judge = collection.judge_for(&mut judges, args, &candidate, place)?;
@@ -113,13 +121,15 @@ fn add_image(
     let inspection = Inspection::from_args(&args)?.with_library_path(list(config, "LD_LIBRARY_PATH"));
     let judge = collection.add_judge(inspection);
     let program = config.program(root)?;
+    let started: Vec<PathBuf> = program.files.iter().map(|file| root.join(file)).collect();
+    let layers = unpacked.layers_by_file();
     let preloaded: Vec<(String, PathBuf)> = list(config, "LD_PRELOAD")
         .filter_map(|library| {
             let place = root.join(resolve(root, Path::new(&library)).ok()??);
             Some((library, place))
         })
         .collect();
-    for (name, candidate) in collection.walk(root) {
+    for (name, candidate) in collection.walk(root, &started) {
         let inner = candidate.path.strip_prefix(root).unwrap_or(&candidate.path).to_owned();
         let name = shown(path, root, &name);
         let subject = if candidate.is_elf() {
@@ -130,7 +140,7 @@ fn add_image(
             continue;
         };
         subject.container = Some(path.display().to_string());
-        subject.layer = unpacked.layer_of(&inner).map(|layer| layer.created_by.clone());
+        subject.layer = layers.get(&*inner).map(|layer| layer.created_by.clone());
         subject.is_entrypoint = program.files.contains(&inner);
         if subject.is_entrypoint {
             subject.preloaded.clone_from(&preloaded);
@@ -153,8 +163,18 @@ fn script(missing: &str) -> Report {
 
 /// Returns the finding about the command of a container, if it cannot start.
 fn entrypoint(config: &ImageConfig, program: &Program) -> Option<Report> {
-    let missing = program.missing.as_ref()?;
     let command = config.command().collect::<Vec<_>>().join(" ");
+    if program.is_no_program {
+        let file = program.files.last().map(|file| file.display().to_string()).unwrap_or_default();
+        let found = format!(
+            "a container starts `{command}`, and Linux does not execute /{file} (\"exec format error\"): it is neither an \
+             executable nor a script with an interpreter"
+        );
+        let remedy = "let the script begin with a line such as #!/bin/sh, or give the executable";
+        return Some(Report::new(vec![Finding::refused("entrypoint", &found, "", remedy)]));
+    }
+    // A carriage return would not be seen.
+    let missing = program.missing.as_ref()?.replace('\r', "\\r");
     let found = match program.files.last() {
         None => format!("a container starts `{command}`, and {missing} is not there or is not executable"),
         Some(script) => format!(
@@ -162,7 +182,11 @@ fn entrypoint(config: &ImageConfig, program: &Program) -> Option<Report> {
             script.display()
         ),
     };
-    let remedy = "add the program to the image, or correct ENTRYPOINT, CMD or the first line of the script";
+    let remedy = if missing.ends_with("\\r") {
+        "save the script with the line ends of Unix, for example with dos2unix"
+    } else {
+        "add the program to the image, or correct ENTRYPOINT, CMD or the first line of the script"
+    };
     Some(Report::new(vec![Finding::refused("entrypoint", &found, "", remedy)]))
 }
 

@@ -113,7 +113,7 @@ impl Collection {
             if let Some(kind) = Kind::of(path)? {
                 return add_archive(self, path, kind, args, unpacker);
             }
-            for (name, candidate) in self.walk(path) {
+            for (name, candidate) in self.walk(path, &[]) {
                 if candidate.is_elf() {
                     let judge = self.judge_for(judges, args, &candidate, |inspection| inspection)?;
                     self.push(name, candidate, judge);
@@ -167,11 +167,26 @@ impl Collection {
         self.judges.len() - 1
     }
 
-    /// Returns the ELF files and the scripts below a directory, sorted, with their names. Links are not followed, and a
-    /// file with several names is returned once.
-    pub(super) fn walk(&mut self, directory: &Path) -> Vec<(String, Candidate)> {
+    /// Returns the ELF files and the scripts below a directory, sorted, with their names. Links are not followed. A file
+    /// with several names is returned once: with a name in `first`, or else with the first of its names.
+    pub(super) fn walk(&mut self, directory: &Path, first: &[PathBuf]) -> Vec<(String, Candidate)> {
+        let mut files = self.files(directory);
+        // The order of a directory's entries differs between file systems.
+        files.sort();
+        files.sort_by_key(|(path, _)| !first.contains(path));
         let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
-        let mut pending = vec![directory.to_owned()];
+        for (path, identity) in files {
+            if seen.insert(identity) {
+                self.add_candidate(&path, &mut found);
+            }
+        }
+        found.sort_by(|one, other| one.0.cmp(&other.0));
+        found
+    }
+
+    /// Returns the regular files below a directory, each with the numbers of its device and its inode.
+    fn files(&mut self, directory: &Path) -> Vec<(PathBuf, (u64, u64))> {
+        let (mut files, mut pending) = (Vec::new(), vec![directory.to_owned()]);
         while let Some(path) = pending.pop() {
             let entries = match std::fs::read_dir(&path).and_then(Iterator::collect::<Result<Vec<_>, _>>) {
                 Ok(entries) => entries,
@@ -183,16 +198,15 @@ impl Collection {
             for entry in entries {
                 match entry.metadata() {
                     Ok(metadata) if metadata.is_dir() => pending.push(entry.path()),
-                    Ok(metadata) if metadata.is_file() && seen.insert((metadata.dev(), metadata.ino())) => {
-                        self.add_candidate(&entry.path(), &mut found);
+                    Ok(metadata) if metadata.is_file() => {
+                        files.push((entry.path(), (metadata.dev(), metadata.ino())));
                     }
                     Ok(_) => {}
                     Err(error) => self.unreadable.push(format!("{}: {error}", entry.path().display())),
                 }
             }
         }
-        found.sort_by(|one, other| one.0.cmp(&other.0));
-        found
+        files
     }
 
     fn add_candidate(&mut self, path: &Path, found: &mut Vec<(String, Candidate)>) {
@@ -201,6 +215,28 @@ impl Collection {
             Ok(candidate) if candidate.is_object() => self.objects += 1,
             Ok(candidate) => found.push((clean(&path.to_string_lossy()), candidate)),
             Err(error) => self.unreadable.push(error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The name decides where a program's libraries are searched, and which entries of a baseline are about it.
+    #[test]
+    fn a_file_with_several_names_has_the_requested_or_else_the_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let names: Vec<String> = (0..20).map(|number| format!("{number:02}")).collect();
+        std::fs::write(path(&names[0]), b"\x7fELF").unwrap();
+        for name in &names[1..] {
+            std::fs::hard_link(path(&names[0]), path(name)).unwrap();
+        }
+        for (first, expected) in [(vec![], "00"), (vec![path("13")], "13")] {
+            let found = Collection::default().walk(directory.path(), &first);
+            let found: Vec<_> = found.iter().map(|(name, _)| Path::new(name).file_name().unwrap()).collect();
+            assert_eq!(found, [expected]);
         }
     }
 }

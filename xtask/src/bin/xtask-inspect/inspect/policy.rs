@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use inspect::finding::{CHECKS, Finding, Severity};
 use serde::{Deserialize, Serialize};
 use xtask_core::cli::{Deny, InspectArgs};
@@ -118,7 +118,9 @@ fn read(path: &Path) -> Result<BTreeSet<Entry>> {
 /// Writes all findings of severity `warned` and `refused` to a baseline. Returns their number.
 pub(super) fn write(path: &Path, judged: &[Judged]) -> Result<usize> {
     let document = Document { schema: SCHEMA, findings: entries(judged) };
-    write_atomically(path, serde_json::to_string_pretty(&document)? + "\n")?;
+    write_atomically(path, serde_json::to_string_pretty(&document)? + "\n").with_context(|| {
+        Failure::usage(format!("--baseline {}: the file cannot be written", path.display()))
+    })?;
     Ok(document.findings.len())
 }
 
@@ -194,6 +196,8 @@ mod tests {
         assert_eq!((policy.outdated(&[known]), policy.outdated(&[])), (0, 2));
         let other = Report::new(vec![Finding::refused("needed", "it needs liba.so", "", "")]);
         assert!(Judged::new("bin/b".to_owned(), other, &policy).fails, "another file");
+        let error = write(&directory.path().join("absent/baseline.json"), &[]).unwrap_err();
+        assert_eq!(xtask_core::error::code(&error), 2, "{error:#}");
         std::fs::write(&path, r#"{"schema": 9, "findings": []}"#).unwrap();
         assert!(Policy::from_args(&with(&path)).unwrap_err().to_string().contains("schema is 9"));
     }
