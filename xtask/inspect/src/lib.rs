@@ -33,6 +33,8 @@ pub struct Target<'a> {
     pub offers: Offers<'a>,
     /// The target's files, if they can be read. The inventory then has no libraries.
     pub tree: Option<&'a dyn Tree>,
+    /// The directories that the loader searches before the others (`LD_LIBRARY_PATH`).
+    pub library_path: Vec<String>,
     /// True if the executable comes from a package. The packages on which it depends may have the libraries that the
     /// target lacks.
     pub packaged: bool,
@@ -89,6 +91,7 @@ impl<'a> Target<'a> {
             pages: Vec::new(),
             offers: Offers::Nothing,
             tree: None,
+            library_path: Vec::new(),
             packaged: false,
             origin: None,
             hardened: None,

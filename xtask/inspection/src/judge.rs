@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use inspect::elf::Elf;
 use inspect::finding::{Finding, Report, Severity};
 
 use crate::Inspection;
@@ -11,6 +12,20 @@ use crate::Inspection;
 /// The checks that search for the libraries of a file. If one of them refuses a library, it also refuses the program that
 /// loads this library, so no finding `library` is needed.
 const OF_LIBRARIES: [&str; 4] = ["interpreter", "needed", "symbol", "symbol-version"];
+
+/// The checks for what the loader itself refuses. It goes on without a library of `LD_PRELOAD` that it cannot load
+/// (ld.so(8)).
+const AT_LOADING: [&str; 9] = [
+    "malformed",
+    "elf-class",
+    "elf-endianness",
+    "elf-machine",
+    "elf-osabi",
+    "elf-type",
+    "elf-flags",
+    "relr",
+    "segment-alignment",
+];
 
 /// Judges files for one target. The report of each file is kept, because many programs load the same libraries.
 #[derive(Debug)]
@@ -31,15 +46,25 @@ impl Judge {
         let libraries = std::mem::take(&mut report.libraries);
         report.add(libraries.iter().filter_map(|library| {
             let place = self.inspection.host_path(path, library)?;
-            about_library(&library.path, self.library(&place)?.as_ref())
+            Some(about_library(&library.path, worst(self.library(&place)?.as_ref())?))
         }));
         report
     }
 
-    /// Returns the finding about a program if a library that its environment adds to it fails on the target. `name` is
-    /// the library's path on the target, and `place` its path on this host, without links.
-    pub fn preloaded(&self, name: &str, place: &Path) -> Option<Finding> {
-        about_library(name, self.library(place)?.as_ref())
+    /// Returns the finding about a program if a library that its environment adds to it (`LD_PRELOAD`) fails on the
+    /// target. `program` has the program's bytes, `name` is the library's path on the target, and `place` its path on this
+    /// host, without links. A static program has no loader that would read the environment.
+    pub fn preloaded(&self, program: &[u8], name: &str, place: &Path) -> Option<Finding> {
+        let has_loader = |elf: Elf<'_>| elf.interpreter().is_ok_and(|path| path.is_some());
+        Elf::parse(program).is_ok_and(has_loader).then_some(())?;
+        let report = self.library(place)?;
+        let worst = worst(&report)?;
+        let finding = about_library(name, worst);
+        if !AT_LOADING.contains(&worst.id) {
+            return Some(finding);
+        }
+        let found = format!("{}; the loader ignores the library", finding.found);
+        Some(Finding { severity: Severity::Warned, found, ..finding })
     }
 
     /// Returns `None` if the library cannot be read.
@@ -64,11 +89,15 @@ impl Judge {
     }
 }
 
-/// Returns the finding about a program that loads this library, if the library fails on the target. The program may
-/// never call a function of the library that has an instruction which the core lacks.
-fn about_library(path: &str, report: &Report) -> Option<Finding> {
-    let worst = report.refused().find(|finding| !OF_LIBRARIES.contains(&finding.id))?;
+/// Returns the finding for which programs that load this library fail on the target.
+fn worst(library: &Report) -> Option<&Finding> {
+    library.refused().find(|finding| !OF_LIBRARIES.contains(&finding.id))
+}
+
+/// Returns the finding about a program that loads a library for which `worst` was found. The program may never call a
+/// function of the library that has an instruction which the core lacks.
+fn about_library(path: &str, worst: &Finding) -> Finding {
     let found = format!("it loads {path}: {}: {}", worst.id, worst.found);
     let severity = if worst.id == "instructions" { Severity::Warned } else { Severity::Refused };
-    Some(Finding::new("library", severity, found).offers(&*worst.offers).remedy(&*worst.remedy))
+    Finding::new("library", severity, found).offers(&*worst.offers).remedy(&*worst.remedy)
 }

@@ -35,6 +35,8 @@ pub struct Inspection {
     pub place: DeviceRoot,
     /// The directory of an unpacked package, whose files lie over those of `place`.
     package: Option<PathBuf>,
+    /// The directories of `LD_LIBRARY_PATH`.
+    library_path: Vec<String>,
     /// True if the kernel is that of the image. Otherwise it may be any kernel of the device.
     kernel_is_known: bool,
     /// The unit that runs the executable, if it is the agent.
@@ -113,7 +115,15 @@ impl Inspection {
             (None, None) => DeviceRoot::of_choice(Choice::from_args(&Default::default(), arch)?),
         };
         let hardened = args.paths.is_empty().then(|| UNIT.to_owned());
-        Ok(Self { arch, device, place, package: None, kernel_is_known: args.image.is_some(), hardened })
+        Ok(Self {
+            arch,
+            device,
+            place,
+            package: None,
+            library_path: Vec::new(),
+            kernel_is_known: args.image.is_some(),
+            hardened,
+        })
     }
 
     /// Returns the target for the files of a package that is unpacked in a directory. Its libraries come before those
@@ -129,14 +139,21 @@ impl Inspection {
         Self { package: Some(directory.to_owned()), ..self }
     }
 
-    /// Returns the target whose loader searches these directories first (`LD_LIBRARY_PATH`, ld.so(8)). Nothing changes
-    /// if no libraries of the target are known.
+    /// Returns the target whose loader also searches these directories (`LD_LIBRARY_PATH`, ld.so(8)).
     #[must_use]
-    pub fn with_library_path(mut self, directories: impl IntoIterator<Item = String>) -> Self {
-        if let DeviceRoot::Sysroot(_, inventory) | DeviceRoot::Image(_, Some(inventory)) = &mut self.place {
-            inventory.search.splice(0..0, directories);
-        }
-        self
+    pub fn with_library_path(self, directories: impl IntoIterator<Item = String>) -> Self {
+        Self { library_path: directories.into_iter().collect(), ..self }
+    }
+
+    /// Returns the directories in which the loader looks for each library, in order. They are empty if the target's
+    /// libraries are not known.
+    pub fn library_directories(&self) -> impl Iterator<Item = &str> {
+        let inventory = match &self.place {
+            DeviceRoot::Sysroot(_, inventory) | DeviceRoot::Image(_, Some(inventory)) => Some(inventory),
+            DeviceRoot::Image(_, None) => None,
+        };
+        let search = inventory.into_iter().flat_map(|inventory| &inventory.search);
+        self.library_path.iter().chain(search).map(String::as_str)
     }
 
     /// Returns the target for the agent in a smoke: the image to boot with its kernel, and the core that `--cpu`
@@ -151,7 +168,15 @@ impl Inspection {
         };
         let place = DeviceRoot::Image(Box::new(image.clone()), inventory);
         let hardened = Some(UNIT.to_owned());
-        Self { arch: image.arch, device, place, package: None, kernel_is_known: true, hardened }
+        Self {
+            arch: image.arch,
+            device,
+            place,
+            package: None,
+            library_path: Vec::new(),
+            kernel_is_known: true,
+            hardened,
+        }
     }
 
     /// Returns the source of the libraries if they were read: the digest of an image, or a path. Returns `None` if only
@@ -230,6 +255,7 @@ impl Inspection {
         target.origin = origin;
         target.hardened = self.hardened.clone();
         target.packaged = self.package.is_some();
+        target.library_path.clone_from(&self.library_path);
         let (upper, lower, overlay);
         match &self.place {
             DeviceRoot::Sysroot(path, inventory) => {

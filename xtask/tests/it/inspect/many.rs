@@ -150,8 +150,13 @@ fn the_environment_of_an_image_adds_libraries() {
     assert_eq!(judged(&[]), [pair("refused", "needed")]);
     assert_eq!(judged(&["LD_LIBRARY_PATH=/opt"]), []);
     build(&hidden, "libsmall.so", Tool::Arm, &format!("-shared -fPIC {SMALL_PAGES}"), "int small;\n");
-    let environment = ["LD_LIBRARY_PATH=/opt", "LD_PRELOAD=/opt/libsmall.so"];
-    assert_eq!(judged(&environment), [pair("refused", "library")]);
+    // The loader goes on without a library that it cannot load. It searches a name without a slash.
+    for preload in ["LD_PRELOAD=/opt/libsmall.so", "LD_PRELOAD=libsmall.so"] {
+        assert_eq!(judged(&["LD_LIBRARY_PATH=/opt", preload]), [pair("warned", "library")], "{preload}");
+    }
+    // A static program has no loader.
+    build(&shipped.path("bin"), "program", Tool::Arm, "-static", "int main(void) { return 0; }\n");
+    assert_eq!(judged(&["LD_PRELOAD=/opt/libsmall.so"]), []);
 }
 
 #[test]

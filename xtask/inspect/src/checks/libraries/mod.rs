@@ -1,5 +1,6 @@
 //! `needed`, `symbol-version`, `symbol`, `relr`: checks that the target has the libraries, and that they are new enough.
 
+mod musl;
 mod relr;
 mod resolve;
 mod symbols;
@@ -34,10 +35,10 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
     findings.extend(other_c_library(elf, &needed, target));
     match target.offers {
         Offers::Inventory(inventory) => {
-            let loaded = load(elf, target, inventory);
-            findings.push(found_all(elf, &needed, &loaded, target, inventory));
+            let loaded = load(elf, &needed, target, inventory);
+            findings.push(found_all(elf, &needed, &loaded, target));
             findings.extend(versions::by_library(elf, &loaded, target));
-            if !asks_for_musl(elf) {
+            if !musl::is_asked_by(elf) {
                 findings.extend(symbols::check(elf, &loaded, target));
             }
             let libc = loaded.named("libc.so.6").map(|object| &object.library);
@@ -59,36 +60,21 @@ fn numbers(text: &str) -> Vec<u32> {
     text.split('.').map_while(|part| part.parse().ok()).collect()
 }
 
-/// Loads the libraries. musl's loader is itself the C library, so an executable for musl needs no file for it.
-fn load(elf: &Elf<'_>, target: &Target<'_>, inventory: &Inventory) -> Loaded {
+/// Loads the libraries. musl's loader is itself the C library, so a process with it needs no file for that.
+fn load(elf: &Elf<'_>, needed: &[String], target: &Target<'_>, inventory: &Inventory) -> Loaded {
     let mut file = Library::of("", elf);
-    if asks_for_musl(elf) {
-        file.needed.retain(|name| !is_musl(name));
+    let is_musl = musl::loads(elf, needed, inventory);
+    if is_musl && needed.iter().any(|name| musl::is_c_library(name)) {
+        file.needed.retain(|name| !musl::is_part(name));
     }
-    Files::new(target, inventory, elf.machine()).load(file)
-}
-
-fn asks_for_musl(elf: &Elf<'_>) -> bool {
-    elf.interpreter().is_ok_and(|path| path.is_some_and(|path| memchr::memmem::find(path, b"musl").is_some()))
-}
-
-/// Returns whether a name is that of musl's C library: its own, or the one that Alpine Linux gives it.
-fn is_musl(name: &str) -> bool {
-    name == "libc.so" || name.starts_with("libc.musl-")
+    let search = if is_musl { musl::search(target, inventory) } else { inventory.search.clone() };
+    Files::new(target, inventory, elf.machine(), search, is_musl).load(file)
 }
 
 /// Returns a finding if a library needs musl, and the target's programs use glibc. A process has only one C library.
 fn other_c_library(elf: &Elf<'_>, needed: &[String], target: &Target<'_>) -> Option<Finding> {
-    let name = needed.iter().find(|name| is_musl(name)).filter(|_| !asks_for_musl(elf))?;
-    let has_glibc = match target.offers {
-        Offers::Inventory(inventory) => inventory
-            .interpreters
-            .iter()
-            .any(|path| path.rsplit('/').next().is_some_and(|name| name.starts_with("ld-linux"))),
-        Offers::Release { .. } => true,
-        Offers::Nothing => false,
-    };
-    has_glibc.then(|| {
+    let name = needed.iter().find(|name| musl::is_c_library(name)).filter(|_| !musl::is_asked_by(elf))?;
+    musl::is_excluded(target).then(|| {
         let found = format!("it is built for another C library, musl: it needs {name}");
         let offers = format!("the programs of {} use glibc, and a process cannot have both", target.place);
         let remedy = "take the build for glibc: a manylinux wheel instead of musllinux, an npm package or a Rust target with -gnu";
@@ -97,14 +83,9 @@ fn other_c_library(elf: &Elf<'_>, needed: &[String], target: &Target<'_>) -> Opt
 }
 
 /// Checks that the target has all libraries, including those that the libraries need themselves.
-fn found_all(
-    elf: &Elf<'_>,
-    needed: &[String],
-    loaded: &Loaded,
-    target: &Target<'_>,
-    inventory: &Inventory,
-) -> Finding {
-    let absent: Vec<&Absent> = loaded.absent.iter().filter(|absent| !is_musl(&absent.name)).collect();
+fn found_all(elf: &Elf<'_>, needed: &[String], loaded: &Loaded, target: &Target<'_>) -> Finding {
+    let absent: Vec<&Absent> =
+        loaded.absent.iter().filter(|absent| !musl::is_c_library(&absent.name)).collect();
     let beside = loaded.objects.iter().skip(1).filter(|object| object.beside).count();
     if absent.is_empty() {
         let count = loaded.objects.len() - 1;
@@ -120,7 +101,7 @@ fn found_all(
         by => format!("{name}, which {by} needs"),
     });
     let found = format!("it needs {}", names.collect::<Vec<_>>().join(", "));
-    let offers = format!("{} has no such library in {}", target.place, inventory.search.join(", "));
+    let offers = format!("{} has no such library in {}", target.place, loaded.searched.join(", "));
     let remedy = match target.packaged {
         true => {
             "inspect the package together with the packages on which it depends: unpack all of them, and name the directory with --sysroot"

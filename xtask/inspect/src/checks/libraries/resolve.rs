@@ -38,6 +38,8 @@ pub(super) struct Absent {
 pub(super) struct Loaded {
     pub(super) objects: Vec<Object>,
     pub(super) absent: Vec<Absent>,
+    /// The directories of the target that the loader searches for each library, in order.
+    pub(super) searched: Vec<String>,
 }
 
 impl Loaded {
@@ -70,11 +72,20 @@ pub(super) struct Files<'a> {
     target: &'a Target<'a>,
     inventory: &'a Inventory,
     machine: u16,
+    search: Vec<String>,
+    is_musl: bool,
 }
 
 impl<'a> Files<'a> {
-    pub(super) fn new(target: &'a Target<'a>, inventory: &'a Inventory, machine: u16) -> Self {
-        Self { target, inventory, machine }
+    /// `search` has the directories in which the loader looks at last. `is_musl` is true if the loader is musl's.
+    pub(super) fn new(
+        target: &'a Target<'a>,
+        inventory: &'a Inventory,
+        machine: u16,
+        search: Vec<String>,
+        is_musl: bool,
+    ) -> Self {
+        Self { target, inventory, machine, search, is_musl }
     }
 
     /// Loads the libraries of a file.
@@ -82,7 +93,8 @@ impl<'a> Files<'a> {
         let directory = self.target.origin.map(|origin| origin.directory.to_owned());
         let (name, unread) = (String::new(), Vec::new());
         let root = Object { library: file, name, parent: 0, directory, beside: true, unread };
-        let mut loaded = Loaded { objects: vec![root], absent: Vec::new() };
+        let searched = [&*self.target.library_path, &*self.search].concat();
+        let mut loaded = Loaded { objects: vec![root], absent: Vec::new(), searched };
         let mut asked = BTreeSet::new();
         let mut at = 0;
         while let Some(object) = loaded.objects.get(at) {
@@ -123,7 +135,7 @@ impl<'a> Files<'a> {
                 }
             }
         } else {
-            let places = search_path(objects, parent, &self.inventory.search);
+            let places = self.search_path(objects, parent);
             places.into_iter().find_map(|place| match place {
                 Directory::Unknown(text) => {
                     unread.push(text);
@@ -135,6 +147,39 @@ impl<'a> Files<'a> {
         let Some((library, beside)) = found else { return Err(unread) };
         let directory = library.path.rsplit_once('/').map(|(directory, _)| directory.to_owned());
         Ok(Object { library, name: name.to_owned(), parent, directory, beside, unread })
+    }
+
+    /// Returns the directories that the loader searches for a library of `objects[parent]`, in order (ld.so(8)). musl's
+    /// loader searches `LD_LIBRARY_PATH` first, and a RUNPATH also for what the object's libraries need.
+    fn search_path(&self, objects: &[Object], parent: usize) -> Vec<Directory> {
+        let known = |paths: &[String]| {
+            let paths = paths.iter().cloned();
+            paths.map(|path| Directory::Known { path, beside: false }).collect::<Vec<_>>()
+        };
+        let chain = || {
+            let chain = std::iter::successors(Some(parent), |at| (*at > 0).then(|| objects[*at].parent));
+            chain.map(|at| &objects[at])
+        };
+        let asking = &objects[parent].library;
+        let mut places = Vec::new();
+        if self.is_musl {
+            places.extend(known(&self.target.library_path));
+            for object in chain() {
+                let Library { rpath, runpath, .. } = &object.library;
+                places.extend(expanded(if runpath.is_empty() { rpath } else { runpath }, object));
+            }
+        } else {
+            // RPATH counts for everything that the object loads, but not for an object with a RUNPATH.
+            if asking.runpath.is_empty() {
+                for object in chain().filter(|object| object.library.runpath.is_empty()) {
+                    places.extend(expanded(&object.library.rpath, object));
+                }
+            }
+            places.extend(known(&self.target.library_path));
+            places.extend(expanded(&asking.runpath, &objects[parent]));
+        }
+        places.extend(known(&self.search));
+        places
     }
 
     fn in_directory(
@@ -164,29 +209,6 @@ impl<'a> Files<'a> {
         };
         (library.machine == self.machine).then_some(library)
     }
-}
-
-/// Returns the directories that the loader searches for a library of `objects[parent]`, in order.
-fn search_path(objects: &[Object], parent: usize, search: &[String]) -> Vec<Directory> {
-    let mut places = Vec::new();
-    let asking = &objects[parent];
-    // RPATH counts for everything that the object loads, but not for an object with a RUNPATH.
-    if asking.library.runpath.is_empty() {
-        let mut at = parent;
-        loop {
-            let object = &objects[at];
-            if object.library.runpath.is_empty() {
-                places.extend(expanded(&object.library.rpath, object));
-            }
-            if at == 0 {
-                break;
-            }
-            at = object.parent;
-        }
-    }
-    places.extend(expanded(&asking.library.runpath, asking));
-    places.extend(search.iter().map(|path| Directory::Known { path: path.clone(), beside: false }));
-    places
 }
 
 /// Returns the directories of an RPATH or a RUNPATH.

@@ -118,17 +118,13 @@ fn add_image(
     let (config, root) = (&image.config, &unpacked.root);
     let arch = arch_of_image(path, config, args)?;
     let args = InspectArgs { arch: Some(arch), sysroot: Some(root.clone()), ..args.clone() };
-    let inspection = Inspection::from_args(&args)?.with_library_path(list(config, "LD_LIBRARY_PATH"));
+    let directories = list(config, "LD_LIBRARY_PATH").filter(|part| part.starts_with('/'));
+    let inspection = Inspection::from_args(&args)?.with_library_path(directories);
+    let preloaded = preloaded(config, root, &inspection);
     let judge = collection.add_judge(inspection);
     let program = config.program(root)?;
     let started: Vec<PathBuf> = program.files.iter().map(|file| root.join(file)).collect();
     let layers = unpacked.layers_by_file();
-    let preloaded: Vec<(String, PathBuf)> = list(config, "LD_PRELOAD")
-        .filter_map(|library| {
-            let place = root.join(resolve(root, Path::new(&library)).ok()??);
-            Some((library, place))
-        })
-        .collect();
     for (name, candidate) in collection.walk(root, &started) {
         let inner = candidate.path.strip_prefix(root).unwrap_or(&candidate.path).to_owned();
         let name = shown(path, root, &name);
@@ -190,12 +186,27 @@ fn entrypoint(config: &ImageConfig, program: &Program) -> Option<Report> {
     Some(Report::new(vec![Finding::refused("entrypoint", &found, "", remedy)]))
 }
 
-/// Returns the absolute paths in a variable of an image's environment. Colons, semicolons and spaces separate the paths
-/// (ld.so(8)). A relative path depends on the working directory, so it is left out.
+/// Returns the libraries that the environment of an image adds to its programs (`LD_PRELOAD`): their paths in the image
+/// and on this host. A name without a slash is searched like any library.
+fn preloaded(config: &ImageConfig, root: &Path, inspection: &Inspection) -> Vec<(String, PathBuf)> {
+    let place = |path: &str| {
+        let place = root.join(resolve(root, Path::new(path)).ok()??);
+        place.is_file().then(|| (path.to_owned(), place))
+    };
+    let libraries = list(config, "LD_PRELOAD").filter(|name| name.starts_with('/') || !name.contains('/'));
+    let found = libraries.filter_map(|name| match name.contains('/') {
+        true => place(&name),
+        false => inspection.library_directories().find_map(|directory| place(&format!("{directory}/{name}"))),
+    });
+    found.collect()
+}
+
+/// Returns the parts of a variable of an image's environment. Colons, semicolons and spaces separate them (ld.so(8)). A
+/// relative path depends on the working directory, so callers leave it out.
 fn list<'a>(config: &'a ImageConfig, variable: &str) -> impl Iterator<Item = String> + use<'a> {
     let start = format!("{variable}=");
     let value = config.env.iter().find_map(move |entry| entry.strip_prefix(&start)).unwrap_or_default();
-    value.split([':', ' ', ';']).filter(|part| part.starts_with('/')).map(str::to_owned)
+    value.split([':', ' ', ';']).filter(|part| !part.is_empty()).map(str::to_owned)
 }
 
 /// Returns the architecture with which an image is compared: that of the flags, or the image's own.

@@ -113,7 +113,9 @@ fn one(subject: &Subject, judge: &Judge) -> Result<Report> {
     if let Some(report) = judge.inspection.header(&candidate.start) {
         return Ok(report);
     }
-    let mut report = judge.judge(&candidate.path, &candidate.read()?);
-    report.add(subject.preloaded.iter().filter_map(|(name, place)| judge.preloaded(name, place)));
+    let bytes = candidate.read()?;
+    let mut report = judge.judge(&candidate.path, &bytes);
+    let preloaded = subject.preloaded.iter();
+    report.add(preloaded.filter_map(|(name, place)| judge.preloaded(&bytes, name, place)));
     Ok(report)
 }
