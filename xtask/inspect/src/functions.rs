@@ -7,12 +7,26 @@ use crate::isa::features::Set;
 use crate::isa::{Flow, Isa};
 
 /// Returns the addresses at which functions begin in the whole file, in order. They come from symbols, from the
-/// unwinder's table, from Go's table, and from the entry point.
+/// unwinder's table, from Go's table, and from the entry point. The bytes between the known end of a function and the next
+/// start are a function of their own, because calls and data in them say nothing about the function before.
 pub(crate) fn starts(elf: &Elf<'_>) -> Vec<u64> {
+    /// The largest padding before a function.
+    const PADDING: u64 = 64;
     let mut starts: Vec<u64> = elf.unwind_starts().collect();
     starts.extend(GoFunctions::of(elf).iter().flat_map(GoFunctions::starts));
-    starts.extend(elf.symbols().filter(|symbol| symbol.function).map(|symbol| symbol.address));
+    let mut ends: Vec<u64> = starts.iter().filter_map(|start| elf.frame_end(*start)).collect();
+    for symbol in elf.symbols().filter(|symbol| symbol.function) {
+        starts.push(symbol.address);
+        ends.extend(Some(symbol.address.wrapping_add(symbol.size)).filter(|_| symbol.size > 0));
+    }
     starts.push(elf.entry());
+    starts.sort_unstable();
+    starts.dedup();
+    ends.retain(|end| {
+        let next = starts.get(starts.partition_point(|start| start < end));
+        next.is_none_or(|next| next - end > PADDING)
+    });
+    starts.extend(ends);
     starts.sort_unstable();
     starts.dedup();
     starts
@@ -143,35 +157,6 @@ fn part(section: &Section<'_, '_>, wanted: Set, range: Range<usize>, most: usize
     (found, left)
 }
 
-/// Returns the addresses in the given functions to which direct calls lead, in order. In a stripped file, assembly may have
-/// neither symbols nor records for the unwinder. It then seems to be part of the function before it, and no path from
-/// the start of that function leads to it.
-pub(crate) fn called_inside(section: &Section<'_, '_>, found: &[Needy], wanted: Set) -> Vec<u64> {
-    let Section { isa, code, functions, .. } = *section;
-    let unreached =
-        |needy: &&Needy| !matches!(reached(section, needy.function as usize, wanted), Path::Direct(_));
-    let ranges: Vec<_> =
-        found.iter().filter(unreached).map(|needy| functions.range(needy.function as usize)).collect();
-    let most = code.bytes.len() / 64;
-    let mut inside = Vec::new();
-    if ranges.is_empty() {
-        return inside;
-    }
-    isa.call_targets(code.bytes, code.address, |to| {
-        let offset = to.checked_sub(code.address).and_then(|offset| usize::try_from(offset).ok());
-        let holds = |offset: usize| {
-            let behind = ranges.partition_point(|(start, _)| *start < offset);
-            behind.checked_sub(1).is_some_and(|at| offset < ranges[at].1)
-        };
-        if offset.is_some_and(holds) && inside.len() < most {
-            inside.push(to);
-        }
-    });
-    inside.sort_unstable();
-    inside.dedup();
-    inside
-}
-
 /// Returns the instructions in a part of a function that need one of `wanted` and that `counts` accepts by their offset.
 /// Returns `None` if there are none.
 pub(crate) fn needy_within(
@@ -208,8 +193,13 @@ pub(crate) enum Path {
 
 /// Finds the first instruction that needs one of `wanted` among the instructions that control reaches from the start
 /// of the function by falling through and by direct branches. Bytes behind a computed jump or between functions may be
-/// data.
-pub(crate) fn reached(section: &Section<'_, '_>, function: usize, wanted: Set) -> Path {
+/// data, and so may bytes behind a call that does not return. An offset that `counts` does not accept is data.
+pub(crate) fn reached(
+    section: &Section<'_, '_>,
+    function: usize,
+    wanted: Set,
+    counts: &dyn Fn(usize) -> bool,
+) -> Path {
     const LARGEST: usize = 1 << 20;
     let (isa, code, range) = (section.isa, section.code, section.functions.range(function));
     let Some(bytes) = code.bytes.get(range.0..range.1.min(range.0 + LARGEST)) else { return Path::Computed };
@@ -224,7 +214,10 @@ pub(crate) fn reached(section: &Section<'_, '_>, function: usize, wanted: Set) -
             seen[at / 64] |= 1 << (at % 64);
             let Some((length, needs, flow)) = isa.step(&bytes[at..], base + at as u64) else { break };
             if !(needs & wanted).is_empty() {
-                return Path::Direct(range.0 + at);
+                if counts(range.0 + at) {
+                    return Path::Direct(range.0 + at);
+                }
+                break;
             }
             let within = |to: u64| {
                 to.checked_sub(base).and_then(|to| usize::try_from(to).ok()).filter(|to| *to < bytes.len())

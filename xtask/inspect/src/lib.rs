@@ -6,6 +6,7 @@
 //! libraries of an image), [`elf`] (the file), [`isa`] (its instructions), `functions` (its functions), `guard`
 //! (whether a check at run time decides that a function is executed), `checks`.
 
+mod bounds;
 mod checks;
 pub mod device;
 pub mod elf;

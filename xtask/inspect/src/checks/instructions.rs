@@ -2,9 +2,10 @@
 
 use super::judgement::{Judged, asks_in_secret, judge};
 use crate::Target;
+use crate::bounds::entered_inside;
 use crate::elf::{Elf, shown};
 use crate::finding::{Finding, Severity};
-use crate::functions::{Functions, Section, called_inside, needy, starts};
+use crate::functions::{Functions, Section, needy, starts};
 use crate::guard::{Detection, Use, go_level};
 use crate::isa::Isa;
 use crate::isa::features::{Feature, Set};
@@ -19,7 +20,7 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
         let isa = target.device.isa;
         let section = Section { isa, elf, code: &code, functions: &functions };
         let (mut found, mut more) = needy(&section, lacks);
-        let inside = called_inside(&section, &found, lacks);
+        let inside = entered_inside(&section, &found, lacks);
         if !inside.is_empty() {
             starts.extend(inside);
             starts.sort_unstable();

@@ -2,10 +2,11 @@
 
 use object::elf::DynamicTag;
 
+use crate::bounds::Literals;
 use crate::elf::{Elf, GoFunctions, shown};
 use crate::finding::MOST;
 use crate::functions::{Needy, Path, Section, needy_within, reached};
-use crate::guard::{Detection, Graph, Use, chosen_for, is_vector_variant, on_request};
+use crate::guard::{Detection, Graph, Use, chosen_for, everywhere, is_vector_variant, on_request};
 use crate::isa::features::Set;
 
 /// A function with instructions that the core lacks, and how the function is used.
@@ -66,14 +67,24 @@ pub(super) fn judge<'a>(
     let tags = isa.feature("mte").filter(|_| asks_for_tags(elf)).unwrap_or_default();
     let on_request = on_request(isa) & !tags;
     let go = GoFunctions::of(elf);
-    let mut told = 0;
+    let (mut told, first, mut pointed) = (0, judged.len(), Vec::new());
     let mut judge = Judge { section, lacks, detection, go, on_request, chosen, graph: None };
     for (needy, known) in found.iter().zip(known) {
-        let path = reached(section, needy.function as usize, lacks);
-        let Some(needy) = judge.executed(needy, known, path) else { continue };
-        let used = judge.used(&needy, known, path);
-        let first = needy.first as usize;
-        let mnemonic = isa.mnemonic(code.bytes.get(first..).unwrap_or_default());
+        let (start, _) = section.functions.range(needy.function as usize);
+        let literals = Literals::of(section, needy.function as usize);
+        let is_code = |at| !literals.hold(at) && isa.is_amid_code(code.bytes, start, at);
+        let path = reached(section, needy.function as usize, lacks, &is_code);
+        let Some(needy) = judge.executed(needy, known, path, &is_code) else { continue };
+        let mut used = judge.used(&needy, known, path);
+        if used == Use::Unclear && judge.is_alone(&needy) {
+            used = Use::Guarded(
+                "it has only this instruction, whose result or signal tells what the processor has",
+            );
+        }
+        if used == Use::Unclear {
+            pointed.push((judged.len() - first, needy.function as usize));
+        }
+        let mnemonic = isa.mnemonic(code.bytes.get(needy.first as usize..).unwrap_or_default());
         let address = code.address.wrapping_add(u64::from(needy.first));
         let path =
             if used == Use::Plain && told < MOST { judge.path(needy.function as usize) } else { Vec::new() };
@@ -81,6 +92,7 @@ pub(super) fn judge<'a>(
         let (name, needs, count) = (known.name, needy.needs, needy.count);
         judged.push(Judged { name, address, mnemonic, needs, count, used, path });
     }
+    judge.excuse(&mut judged[first..], &pointed);
     judge.graph.is_some_and(|graph| !graph.nobody_asks())
 }
 
@@ -94,11 +106,21 @@ fn asks_for_tags(elf: &Elf<'_>) -> bool {
 impl<'a> Judge<'a, '_> {
     /// Returns the instructions of a function without those that are data: words to which no path leads from the start
     /// of the function, and that lie before its known end or among numbers. Returns `None` if none remains.
-    fn executed(&self, needy: &Needy, known: Known<'_>, path: Path) -> Option<Needy> {
-        let Section { isa, elf, code, functions } = *self.section;
+    fn executed(
+        &self,
+        needy: &Needy,
+        known: Known<'_>,
+        path: Path,
+        is_code: &dyn Fn(usize) -> bool,
+    ) -> Option<Needy> {
+        let Section { elf, code, functions, .. } = *self.section;
         let (start, end) = functions.range(needy.function as usize);
         let from = match path {
-            Path::Direct(first) => return Some(Needy { first: first as u32, ..*needy }),
+            // A table of numbers may follow the code.
+            Path::Direct(first) => {
+                let all = needy_within(self.section, self.lacks, start..end, is_code)?;
+                return Some(Needy { first: first as u32, ..all });
+            }
             Path::Computed => start,
             Path::None => {
                 let address = code.address.wrapping_add(start as u64);
@@ -110,7 +132,6 @@ impl<'a> Judge<'a, '_> {
                 usize::try_from(end.saturating_sub(code.address)).ok()?
             }
         };
-        let is_code = |at| isa.is_amid_code(code.bytes, at);
         needy_within(self.section, self.lacks, from.min(end)..end, is_code)
     }
 
@@ -171,6 +192,45 @@ impl<'a> Judge<'a, '_> {
             (_, Use::Plain | Use::Unclear) if absent && !may_be_told => Use::Plain,
             (Some(by_name), _) => by_name,
             (None, used) => used,
+        }
+    }
+
+    /// Returns whether a function has only instructions behind each of which it returns.
+    fn is_alone(&self, needy: &Needy) -> bool {
+        let Section { isa, code, functions, .. } = *self.section;
+        let (start, end) = functions.range(needy.function as usize);
+        let goes_on = |at| !isa.is_alone(code.bytes, start, at);
+        needy_within(self.section, self.lacks, start..end, goes_on).is_none()
+    }
+
+    /// Finds the functions to which only pointers lead. A program that asks the processor chooses them in this way. If it
+    /// were compiled for their features as a whole, functions to which direct calls lead would need these features, too.
+    fn excuse(&mut self, judged: &mut [Judged<'_>], pointed: &[(usize, usize)]) {
+        /// The number of functions that prove by themselves that the features are not used everywhere.
+        const MANY: usize = 256;
+        /// In a library that is compiled for SVE with optimisation, one function in 10 to 40 uses SVE.
+        const FEW: usize = 64;
+        if pointed.is_empty() {
+            return;
+        }
+        let Section { isa, elf, functions, .. } = *self.section;
+        let (section, detection, chosen) = (self.section, self.detection, &self.chosen);
+        let graph = self.graph.get_or_insert_with(|| Graph::of(section, detection, chosen));
+        let entered = pointed.iter().filter(|(_, function)| graph.is_entered(*function));
+        let plain = entered.fold(everywhere(isa), |set, (at, _)| set | judged[*at].needs) & self.lacks;
+        let is_rare = graph.entered() >= MANY || judged.len() <= functions.len() / FEW;
+        let asks = graph.asks_for_more() || asks_in_secret(elf);
+        for (at, function) in pointed {
+            let one = &mut judged[*at];
+            let needs = one.needs & self.lacks;
+            let promised = one.name.map_or(Set::NONE, |name| chosen_for(isa, name));
+            let says = elf.is_library() && (needs & !promised).is_empty();
+            let chooses = asks && is_rare || detection.imports;
+            if !graph.is_entered(*function) && (says || chooses && (needs & plain).is_empty()) {
+                one.used = Use::Guarded(
+                    "only pointers lead to it, and no function that is called needs these features",
+                );
+            }
         }
     }
 

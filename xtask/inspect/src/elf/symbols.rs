@@ -49,6 +49,25 @@ impl<'a> Elf<'a> {
         own.chain(exported.filter_map(|symbol| defined(symbol, self.dynamic.name(symbol))))
     }
 
+    /// Returns the addresses of the functions that other files call by name, without those of weak symbols.
+    pub(crate) fn exported_functions(&self) -> impl Iterator<Item = u64> + '_ {
+        let symbols = self.dynamic.symbols.iter().filter(|symbol| {
+            let (binding, kind) = (symbol.st_info.0 >> 4, symbol.st_info.0 & 0xf);
+            binding == elf::STB_GLOBAL.0
+                && kind == elf::STT_FUNC.0
+                && symbol.st_shndx.get(LE) != elf::SHN_UNDEF
+        });
+        symbols.map(|symbol| symbol.st_value.get(LE))
+    }
+
+    /// Returns the places of the pointers to functions that the loader calls before anything else (`DT_INIT_ARRAY`).
+    pub(crate) fn initial_places(&self) -> impl Iterator<Item = u64> + use<'a> {
+        const MOST: u64 = 1 << 16;
+        let start = self.dynamic.value(elf::DT_INIT_ARRAY).unwrap_or(0);
+        let count = self.dynamic.value(elf::DT_INIT_ARRAYSZ).unwrap_or(0) / 8;
+        (0..count.min(MOST)).map(move |index| start.wrapping_add(index * 8))
+    }
+
     /// Returns the symbols that libraries must provide: index and name.
     pub fn imports(&self) -> impl Iterator<Item = (usize, &'a [u8])> + '_ {
         let symbols = self.dynamic.symbols.iter().enumerate().skip(1);

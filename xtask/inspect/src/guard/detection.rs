@@ -14,12 +14,13 @@ const ASKING: [&[u8]; 3] = [b"getauxval", b"__getauxval", b"elf_aux_info"];
 pub(super) const HWCAPS: [u32; 4] = [16, 26, 29, 30];
 
 /// Words in the names of the functions and variables by which other libraries report the processor's features.
-const TELLING: [&str; 12] = [
+const TELLING: [&str; 13] = [
     "hwcap",
     "cpu_feature",
     "cpu_model",
     "cpu_indicator",
     "cpu_supports",
+    "cpu_flags",
     "have_lse_atomics",
     "armcap",
     "ia32cap",
@@ -45,6 +46,8 @@ pub(crate) struct Detection {
     pub(super) through: BTreeSet<u64>,
     /// The functions that the loader calls to choose between implementations.
     pub(super) resolvers: BTreeSet<u64>,
+    /// True if the file imports a function or a variable of another library for features.
+    pub(crate) imports: bool,
     /// True if the Go compiler made the file. Go's runtime asks the processor, and Go's code tests the result.
     pub(crate) go: bool,
 }
@@ -57,6 +60,7 @@ impl Detection {
         for (index, name) in elf.imports() {
             if ASKING.contains(&name) || tells(name) {
                 telling.extend(u32::try_from(index));
+                found.imports |= tells(name) && !ASKING.contains(&name);
                 found.note(name);
             }
         }

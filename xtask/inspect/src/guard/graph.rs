@@ -27,6 +27,10 @@ pub(crate) struct Graph {
     guarded: Vec<bool>,
     /// The reachable function through which the walk came to a function.
     parents: Vec<u32>,
+    /// True if direct calls lead to the function from an entry point of the file, without a function that decides.
+    entered: Vec<bool>,
+    /// True if a function asks the processor for more than LSE.
+    asks_for_more: bool,
 }
 
 impl Graph {
@@ -41,6 +45,11 @@ impl Graph {
                 asks[function] = true;
             }
         }
+        let asks_for_more = (0..asks.len()).any(|function| {
+            let (start, end) = section.functions.range(function);
+            let body = section.code.bytes.get(start..end).unwrap_or_default();
+            asks[function] && !section.isa.asks_for_lse_only(body)
+        });
         let (written, callers) = written(section, &asks, &facts, &pointers);
         let mut decides = asks;
         if !written.is_empty() {
@@ -57,8 +66,11 @@ impl Graph {
             taken: vec![false; count],
             guarded: vec![false; count],
             parents: vec![NOBODY; count],
+            entered: vec![false; count],
+            asks_for_more,
         };
         graph.reach(section);
+        graph.enter(section, &pointers);
         graph.mark_taken();
         graph.mark_guarded(chosen);
         graph
@@ -104,6 +116,30 @@ impl Graph {
         }
     }
 
+    /// Marks the functions to which direct calls lead from the entry points of the file: those of an executable, and the
+    /// functions of a library that other files call by name or that the loader calls. Weak names are those of templates
+    /// and inline functions, which are no interface.
+    fn enter(&mut self, section: &Section<'_, '_>, pointers: &Pointers<'_, '_>) {
+        let Section { elf, functions, .. } = *section;
+        if !elf.is_library() {
+            self.entered.clone_from(&self.reachable);
+            return;
+        }
+        let initial = elf.initial_places().filter_map(|place| pointers.at(place));
+        let roots: Vec<u64> = elf.exported_functions().chain(initial).collect();
+        let mut pending: Vec<usize> = roots.into_iter().filter_map(|root| functions.at(root)).collect();
+        while let Some(function) = pending.pop() {
+            if self.decides[function] || std::mem::replace(&mut self.entered[function], true) {
+                continue;
+            }
+            if !self.callers[function] {
+                pending.extend(
+                    self.facts.edges(function).filter(|(_, is_call)| *is_call).map(|(callee, _)| callee),
+                );
+            }
+        }
+    }
+
     /// Marks the functions whose addresses the reachable functions take, and those that are called from there.
     fn mark_taken(&mut self) {
         let from = (0..self.reachable.len()).filter(|function| self.reachable[*function]);
@@ -142,6 +178,21 @@ impl Graph {
     /// Returns whether there is no function that asks the processor or reads its answer.
     pub(crate) fn nobody_asks(&self) -> bool {
         !self.decides.contains(&true)
+    }
+
+    /// Returns whether direct calls lead to a function from an entry point of the file, without a function that decides.
+    pub(crate) fn is_entered(&self, function: usize) -> bool {
+        self.entered[function]
+    }
+
+    /// Returns the number of functions for which [`Self::is_entered`] holds.
+    pub(crate) fn entered(&self) -> usize {
+        self.entered.iter().filter(|entered| **entered).count()
+    }
+
+    /// Returns whether a function asks the processor for more than LSE, for which most files ask.
+    pub(crate) fn asks_for_more(&self) -> bool {
+        self.asks_for_more
     }
 
     /// Returns the use of a function, as far as it is known.

@@ -18,8 +18,15 @@
 //!   without symbols is *plain*, because the C library in it asks in a way that is not known.
 //! - All other functions are *unclear*. Most of them are called through tables of pointers or from a library.
 //!
+//! An unclear function is *guarded* nevertheless in two cases. In the first case, it has a single instruction and returns:
+//! a probe, or a helper of code that was chosen. In the second case, only pointers lead to it, and the file chooses among
+//! pointers. That is so if the file asks for more than LSE, or imports the answer, or is a static executable without
+//! symbols; if no function to which direct calls lead from the file's entry points needs the same features; and if
+//! functions that need features are rare, or very many functions were looked at. A file that is compiled for a feature as a
+//! whole fulfils neither of the last two conditions. In a library, the name of the function is sufficient.
+//!
 //! Words that no path from the start of their function leads to are data, if the end of the function is known or numbers
-//! surround them.
+//! surround them. So are words that the code loads from a place relative to itself.
 
 mod detection;
 mod facts;
@@ -30,7 +37,7 @@ mod stubs;
 
 pub(crate) use detection::Detection;
 pub(crate) use graph::{Graph, first_user};
-pub(crate) use names::{chosen_for, go_level, is_vector_variant, on_request};
+pub(crate) use names::{chosen_for, everywhere, go_level, is_vector_variant, on_request};
 
 /// How a function is used, as far as its callers show it.
 #[derive(Debug, Clone, PartialEq, Eq)]

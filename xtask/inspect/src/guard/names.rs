@@ -53,6 +53,13 @@ const ON_REQUEST: [&str; 18] = [
     "serialize",
 ];
 
+/// Features of which compilers use single instructions in ordinary code: atomics, pointer authentication, copies, small
+/// sums. There are no kernels to choose from for them.
+const EVERYWHERE: [&str; 16] = [
+    "lse", "lse128", "rcpc", "rcpc2", "rcpc3", "pauth", "pauth-lr", "flagm", "flagm2", "cssc", "cmpbr",
+    "popcnt", "bmi1", "bmi2", "lzcnt", "movbe",
+];
+
 /// The features that a name stands for. A family has all features of one kind of registers, because code that checks
 /// for one of these features also checks for the related ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,7 +146,8 @@ fn word_ends(text: &str, lower: &str, at: usize) -> bool {
 fn is_end_of_identifier(lower: &str, at: usize) -> bool {
     let digit = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_digit);
     let bytes = lower.as_bytes();
-    let starts = (1..at).filter(|start| digit(bytes.get(*start)) && !digit(bytes.get(start - 1)));
+    // A digit may belong to the identifier before: `_ZN4x2659dct8_sve` has `x265` and `dct8_sve`.
+    let starts = (1..at).filter(|start| digit(bytes.get(*start)) && bytes[*start] != b'0');
     lower.starts_with("_z")
         && starts.into_iter().any(|start| {
             let end = start + bytes[start..at].iter().take_while(|byte| digit(Some(byte))).count();
@@ -166,6 +174,11 @@ pub(crate) fn is_vector_variant(name: &[u8]) -> bool {
 /// Returns the features of [`ON_REQUEST`].
 pub(crate) fn on_request(isa: Isa) -> Set {
     set(isa, |feature| ON_REQUEST.contains(&feature.name))
+}
+
+/// Returns the features of [`EVERYWHERE`].
+pub(crate) fn everywhere(isa: Isa) -> Set {
+    set(isa, |feature| EVERYWHERE.contains(&feature.name))
 }
 
 /// Returns the setting by which Go's compiler was allowed to use features without a check, and these features. Go
@@ -252,6 +265,8 @@ mod tests {
             (Isa::Aarch64, "_ZN8uses_sve4main17h663d6a54474ad26bE", "sve", false),
             (Isa::Aarch64, "_ZN4dots8sum_sve217h663d6a54474ad26bE", "sve", true),
             (Isa::Aarch64, "_ZN8simd_sve3dotEPKf", "sve", true),
+            (Isa::Aarch64, "_ZN4x2659dct16_sveEPKsPsl", "sve", true),
+            (Isa::Aarch64, "_ZN4x26510dct16_svelEPKsPsl", "sve", false),
             (Isa::Aarch64, "_armv8_rng_probe", "rng", true),
             (Isa::Aarch64, "OPENSSL_rndr_asm", "rng", true),
             (Isa::Aarch64, "__arm_tpidr2_restore", "sme", true),
@@ -271,6 +286,12 @@ mod tests {
         for (isa, name, feature, promised) in table {
             assert_eq!(promises(isa, name, feature), promised, "{name}: {feature}");
         }
+    }
+
+    #[test]
+    fn the_lists_name_features_of_the_table() {
+        let is_known = |name| [Isa::Aarch64, Isa::X86_64].iter().any(|isa| isa.feature(name).is_some());
+        assert_eq!(EVERYWHERE.iter().chain(&ON_REQUEST).find(|name| !is_known(name)), None);
     }
 
     #[test]

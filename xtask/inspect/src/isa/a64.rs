@@ -145,15 +145,6 @@ pub(super) fn flow(word: u32, address: u64) -> Flow {
     }
 }
 
-/// Calls `target` with the address to which each direct call leads.
-pub(super) fn call_targets(code: &[u8], address: u64, mut target: impl FnMut(u64)) {
-    for (at, word) in words(code) {
-        if word & 0xfc00_0000 == 0x9400_0000 {
-            target(address.wrapping_add(at as u64).wrapping_add_signed(offset(word, 0, 26)));
-        }
-    }
-}
-
 /// Returns the constants of all CMP instructions (SUBS with an immediate and the zero register).
 pub(super) fn comparisons(code: &[u8]) -> Vec<u64> {
     let compares = words(code).map(|(_, word)| word).filter(|word| word & 0x7f80_001f == 0x7100_001f);
@@ -163,7 +154,7 @@ pub(super) fn comparisons(code: &[u8]) -> Vec<u64> {
 /// The registers whose value is known on a straight path: pages that ADRP computes, and sums with them. The code is
 /// decoded at some nanoseconds a word, so that the state is kept in bits.
 #[derive(Debug, Default)]
-struct Tracker {
+pub(super) struct Tracker {
     values: [u64; 32],
     /// A bit for each register with a known value.
     known: u32,
@@ -198,7 +189,7 @@ impl Tracker {
 
     /// Reports the events of the word at `address` to `event`, for the guard analysis.
     #[inline]
-    fn step(&mut self, word: u32, address: u64, mut event: impl FnMut(Event)) {
+    pub(super) fn step(&mut self, word: u32, address: u64, mut event: impl FnMut(Event)) {
         let (d, n) = ((word & 31) as usize, (word >> 5 & 31) as usize);
         self.count = self.count.wrapping_add(1);
         if word & 0x9f00_0000 == 0x9000_0000 || word & 0x9f00_0000 == 0x1000_0000 {
@@ -211,6 +202,14 @@ impl Tracker {
         } else if word & 0x7f80_0000 == 0x1100_0000 {
             let shift = if word >> 22 & 1 == 1 { 12 } else { 0 };
             let value = self.value(n).map(|page| page.wrapping_add(u64::from(word >> 10 & 0xfff) << shift));
+            self.write(d, value);
+            if let Some(value) = value {
+                event(Event::Address(value));
+            }
+        } else if word & 0xffe0_fc00 == 0x8b00_0000 {
+            // ADD of two registers.
+            let other = self.value((word >> 16 & 31) as usize);
+            let value = self.value(n).zip(other).map(|(one, other)| one.wrapping_add(other));
             self.write(d, value);
             if let Some(value) = value {
                 event(Event::Address(value));
@@ -289,23 +288,33 @@ impl Tracker {
 /// instruction. The analysis in [`crate::guard`] uses these events.
 pub(super) fn events(code: &[u8], address: u64, mut event: impl FnMut(u64, Event)) {
     let mut tracker = Tracker::default();
-    for (at, word) in words(code) {
-        let at = address.wrapping_add(at as u64);
-        tracker.step(word, at, |found| event(at, found));
+    let leaves = |to: u64| to.wrapping_sub(address) >= code.len() as u64;
+    for (offset, word) in words(code) {
+        let at = address.wrapping_add(offset as u64);
+        match literal(code, offset, word) {
+            Some((register, value)) => tracker.write(register, Some(value)),
+            None => tracker.step(word, at, |found| event(at, found)),
+        }
+        if let Flow::Branch(to) = flow(word, at)
+            && leaves(to)
+        {
+            event(at, Event::Jump { to, argument: None });
+        }
     }
 }
 
-/// Returns whether the words around an offset are instructions. They are not if the offset is in a table of numbers or
-/// in a text between functions. UDF, whose upper half is zero, counts as a number.
-pub(super) fn is_amid_code(code: &[u8], offset: usize) -> bool {
-    const AROUND: usize = 16;
-    let start = offset.saturating_sub(AROUND);
-    let end = code.len().min(offset + AROUND + 4);
-    code.get(start..end)
-        .is_some_and(|code| words(code).all(|(_, word)| word >> 16 != 0 && decode(word).is_some()))
+/// Returns the register and the value of LDR (literal) of 64 bits. OpenSSL's assembly keeps the distance to a variable in
+/// such a constant.
+fn literal(code: &[u8], at: usize, word: u32) -> Option<(usize, u64)> {
+    if word & 0xff00_0000 != 0x5800_0000 {
+        return None;
+    }
+    let place = usize::try_from((at as i64).checked_add(offset(word, 5, 19))?).ok()?;
+    let value = code.get(place..place.checked_add(8)?)?;
+    Some(((word & 31) as usize, u64::from_le_bytes(value.try_into().ok()?)))
 }
 
-fn words(code: &[u8]) -> impl Iterator<Item = (usize, u32)> {
+pub(super) fn words(code: &[u8]) -> impl Iterator<Item = (usize, u32)> {
     let words =
         code.chunks_exact(4).map(|bytes| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
     words.enumerate().map(|(index, word)| (index * 4, word))

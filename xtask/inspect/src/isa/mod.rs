@@ -2,6 +2,7 @@
 
 pub mod a64;
 mod a64_table;
+mod data;
 pub mod features;
 mod x86;
 
@@ -29,6 +30,16 @@ pub(crate) enum Flow {
     /// Control goes to an address in a register: a table of jump targets, or another function.
     Computed,
     End,
+}
+
+/// The way in which an instruction names an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mention {
+    Call,
+    /// A jump, with or without a condition.
+    Branch,
+    /// The code computes the address.
+    Address,
 }
 
 /// An event in the code, for the guard analysis.
@@ -92,21 +103,58 @@ impl Isa {
         }
     }
 
-    /// Calls `target` with the address to which each direct call in `code` leads.
-    pub(crate) fn call_targets(self, code: &[u8], address: u64, target: impl FnMut(u64)) {
+    /// Calls `mention` for each place of `code` that names another one: with the address of the instruction, the address
+    /// that it names, and the way in which it does.
+    pub(crate) fn mentions(self, code: &[u8], address: u64, mention: impl FnMut(u64, u64, Mention)) {
         match self {
-            Self::Aarch64 => a64::call_targets(code, address, target),
+            Self::Aarch64 => data::mentions(code, address, mention),
             // On x86, the bytes of a call also occur inside of other instructions, and a list of targets would be wrong.
             Self::X86_64 => {}
         }
     }
 
-    /// Returns whether the bytes around an offset of `code` are instructions, and not a table or a text.
-    pub(crate) fn is_amid_code(self, code: &[u8], offset: usize) -> bool {
+    /// Returns whether the bytes around an offset of `code` are instructions, and not a table or a text. The function that
+    /// contains them begins at `start`.
+    pub(crate) fn is_amid_code(self, code: &[u8], start: usize, offset: usize) -> bool {
         match self {
-            Self::Aarch64 => a64::is_amid_code(code, offset),
+            Self::Aarch64 => data::is_amid_code(code, start, offset),
             // On x86, any bytes can be decoded as instructions of some kind.
             Self::X86_64 => true,
+        }
+    }
+
+    /// Returns whether a function may begin at an offset of `code`: control does not come there from the instruction
+    /// before, and what follows are instructions.
+    pub(crate) fn may_begin(self, code: &[u8], offset: usize) -> bool {
+        match self {
+            Self::Aarch64 => data::may_begin(code, offset),
+            Self::X86_64 => false,
+        }
+    }
+
+    /// Returns whether a function consists of the instruction at an offset of `code` and a return.
+    pub(crate) fn is_alone(self, code: &[u8], start: usize, offset: usize) -> bool {
+        match self {
+            Self::Aarch64 => data::is_alone(code, start, offset),
+            Self::X86_64 => false,
+        }
+    }
+
+    /// Calls `literal` with the offset and the size of each constant that an instruction of `code` loads from among the
+    /// code.
+    pub(crate) fn literals(self, code: &[u8], literal: impl FnMut(usize, usize)) {
+        match self {
+            Self::Aarch64 => data::literals(code, literal),
+            Self::X86_64 => {}
+        }
+    }
+
+    /// Returns whether a function that asks the processor reads only whether there are LSE atomics. libgcc and
+    /// compiler-rt have such a function, which is linked into most files.
+    pub(crate) fn asks_for_lse_only(self, code: &[u8]) -> bool {
+        match self {
+            Self::Aarch64 => data::asks_for_lse_only(code),
+            Self::X86_64 => false,
         }
     }
 

@@ -1,137 +1,16 @@
 //! Tests how `inspect` judges instructions that the core lacks, with small executables that are made by hand. Each test
 //! has the case that must be found beside the case that must not.
 
+mod chosen;
+mod made;
+#[path = "../support/mod.rs"]
 mod support;
 
-use inspect::device;
-use inspect::finding::{Finding, Severity};
-use inspect::isa::Isa;
-use inspect::{Page, Target};
+use inspect::finding::Severity;
 
-const NOP: u32 = 0xd503_201f;
-const RET: u32 = 0xd65f_03c0;
-/// `cntb x0`, of SVE.
-const CNTB: u32 = 0x0420_e3e0;
-/// `irg x0, sp`, of MTE.
-const IRG: u32 = 0x9adf_13e0;
-/// The size of a function in these executables, in words.
-const FUNCTION: usize = 4;
-
-/// The indices and offsets of program headers in these executables (gABI).
-const INTERP: usize = 0;
-const DYNAMIC: usize = 3;
-const FRAMES: usize = 6;
-const PHDR: usize = 56;
-
-/// Returns the words of a function, filled up with NOP.
-fn function(words: &[u32]) -> Vec<u32> {
-    let mut function = words.to_vec();
-    function.resize(FUNCTION, NOP);
-    function
-}
-
-/// Returns `bl`, or another branch of this form, over a number of functions, from the first word of a function.
-fn branch(kind: u32, functions: usize) -> u32 {
-    kind | (functions * FUNCTION) as u32
-}
-
-fn call(functions: usize) -> u32 {
-    branch(0x9400_0000, functions)
-}
-
-/// Returns `adr x0` of the function behind the next ones.
-fn address_of(functions: usize) -> u32 {
-    0x1000_0000 | ((functions * FUNCTION) as u32) << 5
-}
-
-fn code(functions: &[Vec<u32>]) -> Vec<u8> {
-    functions.iter().flatten().flat_map(|word| word.to_le_bytes()).collect()
-}
-
-/// An executable whose bytes the tests change.
-struct Made(Vec<u8>);
-
-impl Made {
-    fn of(functions: &[Vec<u32>]) -> Self {
-        Self(support::executable(183, &code(functions)))
-    }
-
-    fn with(functions: &[Vec<u32>], more: &[(&'static str, &[u8])]) -> Self {
-        Self(support::executable_with(183, &code(functions), more))
-    }
-
-    fn put(&mut self, at: usize, bytes: &[u8]) {
-        self.0[at..at + bytes.len()].copy_from_slice(bytes);
-    }
-
-    fn number(&self, at: usize) -> u64 {
-        u64::from_le_bytes(self.0[at..at + 8].try_into().unwrap())
-    }
-
-    /// Returns the offset of a program header.
-    fn header(index: usize) -> usize {
-        64 + index * PHDR
-    }
-
-    /// Returns the address of a function. Addresses are offsets in the first segment.
-    fn address(&self, function: usize) -> usize {
-        self.number(24) as usize + function * FUNCTION * 4
-    }
-
-    /// Replaces a name by another one of the same length wherever it occurs.
-    fn renamed(mut self, name: &str, new: &str) -> Self {
-        assert_eq!(name.len(), new.len());
-        let places: Vec<usize> =
-            (0..self.0.len()).filter(|at| self.0[*at..].starts_with(name.as_bytes())).collect();
-        assert!(!places.is_empty(), "{name} does not occur");
-        places.into_iter().for_each(|at| self.put(at, new.as_bytes()));
-        self
-    }
-
-    /// Takes away the import by which the executable could ask the processor.
-    fn without_question(self) -> Self {
-        self.renamed("getauxval", "getpagesz")
-    }
-
-    /// Makes the file a static executable: no interpreter, no dynamic section, a fixed address.
-    fn linked_statically(mut self) -> Self {
-        self.put(Self::header(INTERP), &[0; 4]);
-        self.put(Self::header(DYNAMIC), &[0; 4]);
-        self.put(16, &[2]);
-        self
-    }
-
-    /// Takes away the interpreter, so that other files load this one.
-    fn into_library(mut self) -> Self {
-        self.put(Self::header(INTERP), &[0; 4]);
-        self.put(24, &[0; 8]);
-        self
-    }
-
-    /// Takes away the section headers, and with them the symbols.
-    fn stripped(mut self) -> Self {
-        self.put(40, &[0; 8]);
-        self.put(58, &[0; 6]);
-        self
-    }
-
-    /// Returns the findings about instructions, the worst first.
-    fn findings(&self) -> Vec<Finding> {
-        let device = device::find(Isa::Aarch64, "pi5").unwrap();
-        let target = Target {
-            pages: vec![Page { bytes: 4096, whose: "a test".to_owned(), certain: true }],
-            place: "a test".to_owned(),
-            ..Target::new("aarch64", "/lib/ld-linux-aarch64.so.1", &device)
-        };
-        let report = inspect::inspect(&self.0, &target);
-        assert!(report.findings.iter().all(|finding| finding.id != "malformed"), "{report:#?}");
-        report.findings.into_iter().filter(|finding| finding.id == "instructions").collect()
-    }
-
-    fn worst(&self) -> Severity {
-        self.findings().first().unwrap().severity
-    }
-}
+use made::{
+    CNTB, DYNAMIC, FRAMES, FUNCTION, IRG, Made, NOP, RET, WORK, address_of, branch, call, function, if_equal,
+};
 
 /// LLVM's unwinder clears the tags of frames that have some, and is in every Rust program that is linked with musl.
 #[test]
@@ -145,7 +24,7 @@ fn an_unwinder_that_clears_tags_is_no_need_for_them() {
 
 #[test]
 fn nobody_can_know_what_a_static_executable_without_symbols_asks() {
-    let made = || Made::of(&[function(&[CNTB, RET]), function(&[RET])]).linked_statically();
+    let made = || Made::of(&[function(&WORK), function(&[RET])]).linked_statically();
     let named = made().findings();
     assert_eq!(named[0].severity, Severity::Refused, "{named:#?}");
     assert!(named[0].offers.contains("nothing in it asks the processor"), "{named:#?}");
@@ -154,17 +33,19 @@ fn nobody_can_know_what_a_static_executable_without_symbols_asks() {
     assert!(!stripped[0].offers.contains("nothing in it asks"), "{stripped:#?}");
 }
 
+/// The callers of a library choose its functions by their names.
 #[test]
 fn a_library_is_not_refused_because_its_callers_may_ask() {
-    let made = || Made::of(&[function(&[RET]), function(&[CNTB, RET])]).without_question();
+    let made = || Made::of(&[function(&[RET]), function(&WORK)]).without_question();
     assert_eq!(made().worst(), Severity::Refused);
-    assert_eq!(made().into_library().worst(), Severity::Warned);
+    assert_eq!(made().into_library().worst(), Severity::Informs);
+    assert_eq!(made().renamed("work_sve", "work_all").into_library().worst(), Severity::Warned);
 }
 
 /// glibc's libmvec has such functions, and functions without names that only they call.
 #[test]
 fn vector_variants_are_called_by_vector_code_only() {
-    let functions = [function(&[RET]), function(&[CNTB, call(1) - 1, RET]), function(&[CNTB, RET])];
+    let functions = [function(&[RET]), function(&[CNTB, call(1) - 1, RET]), function(&WORK)];
     let made = || Made::of(&functions).without_question().into_library();
     assert_eq!(made().renamed("work_sve", "_ZGVsM_f").worst(), Severity::Informs);
     assert_eq!(made().renamed("work_sve", "_ZGVnM_f").worst(), Severity::Warned);
@@ -179,12 +60,12 @@ fn an_address_that_is_only_taken_is_no_call() {
         let on_the_way = [first, second, third, fourth].map(|call| function(&[call, RET]));
         let [main, first, second, third] = on_the_way;
         let functions =
-            [main, function(&[RET]), first, second, third, function(&[last, RET]), function(&[CNTB, RET])];
+            [main, function(&[RET]), first, second, third, function(&[last, RET]), function(&WORK)];
         Made::of(&functions)
     };
     assert_eq!(chain(call(1)).worst(), Severity::Refused);
     assert_eq!(chain(address_of(1)).worst(), Severity::Warned);
-    let from_main = Made::of(&[function(&[address_of(2), RET]), function(&[RET]), function(&[CNTB, RET])]);
+    let from_main = Made::of(&[function(&[address_of(2), RET]), function(&[RET]), function(&WORK)]);
     assert_eq!(from_main.worst(), Severity::Refused);
 }
 
@@ -214,21 +95,21 @@ fn words_that_no_path_leads_to_are_data_if_the_function_is_known_to_hold_them() 
     }
 }
 
-/// In a stripped file, assembly has no symbol and no record for the unwinder. Only the calls show where it begins.
+/// In a stripped file, assembly has no symbol and no record for the unwinder. Only calls, branches and pointers show where it
+/// begins.
 #[test]
 fn a_call_shows_where_a_function_begins() {
-    for (call, severity) in [(call(3), Severity::Refused), (NOP, Severity::Warned)] {
-        let mut made = Made::of(&[
+    let branches = [call(3), branch(0x1400_0000, 3), if_equal(3), address_of(3)];
+    let cases = branches.map(|branch| (branch, Severity::Refused)).into_iter();
+    for (call, severity) in cases.chain([(NOP, Severity::Warned)]) {
+        let made = Made::of(&[
             function(&[call, RET]),
             function(&[RET]),
             function(&[RET]),
-            function(&[CNTB, RET]),
+            function(&WORK),
             function(&[RET]),
-        ]);
-        // The unwinder's entry of the function before the last one becomes the same as the one before it.
-        let frames = made.number(Made::header(FRAMES) + 8) as usize;
-        let before: Vec<u8> = made.0[frames + 12 + 2 * 8..][..8].to_vec();
-        made.put(frames + 12 + 3 * 8, &before);
+        ])
+        .without_frames(3..4);
         assert_eq!(made.worst(), severity, "{call:#x}");
     }
 }
@@ -245,7 +126,8 @@ fn small_numbers_are_no_code() {
 /// Compilers make no such instruction of ordinary code. The linker tells whether a file asks for tagged memory.
 #[test]
 fn tags_that_nobody_asked_for_are_not_warned_of() {
-    let library = || Made::of(&[function(&[RET]), function(&[RET]), function(&[IRG, RET])]).into_library();
+    let library =
+        || Made::of(&[function(&[RET]), function(&[RET]), function(&[IRG, NOP, RET])]).into_library();
     assert_eq!(library().worst(), Severity::Informs);
     let mut tagged = library();
     // The second entry of the dynamic section becomes DT_AARCH64_MEMTAG_MODE.
@@ -270,7 +152,7 @@ fn go_table(text: u64, end: u32) -> Vec<u8> {
 #[test]
 fn in_a_go_program_only_the_functions_of_go_are_exempt() {
     let functions =
-        [function(&[CNTB, call(3) - 1, RET]), function(&[RET]), function(&[RET]), function(&[CNTB, RET])];
+        [function(&[CNTB, call(3) - 1, RET]), function(&[RET]), function(&[RET]), function(&WORK)];
     let all_but = |rest: usize| {
         let text = Made::with(&functions, &[(".gopclntab", &go_table(0, 0))]).address(0) as u64;
         let end = ((functions.len() - rest) * FUNCTION * 4) as u32;
@@ -284,7 +166,7 @@ fn in_a_go_program_only_the_functions_of_go_are_exempt() {
 
 #[test]
 fn a_refusal_has_the_path_of_calls() {
-    let functions = [function(&[call(3), RET]), function(&[RET]), function(&[RET]), function(&[CNTB, RET])];
+    let functions = [function(&[call(3), RET]), function(&[RET]), function(&[RET]), function(&WORK)];
     let made = Made::of(&functions);
     let finding = &made.findings()[0];
     assert_eq!(finding.paths, [format!("main > {:#x}", made.address(3))], "{finding:#?}");
