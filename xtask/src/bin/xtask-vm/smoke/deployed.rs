@@ -24,17 +24,19 @@ pub(crate) struct ExpectedDeployment {
     revision: u64,
     phase: DeploymentPhase,
     troubled: BTreeSet<u64>,
+    /// The exit code with which the deployment's container has ended; `None` if no container has failed.
+    pub(crate) failed_with: Option<i32>,
 }
 
 impl ExpectedDeployment {
     /// Returns the expectation that the deployment runs with the document of `revision`.
     pub(crate) fn running(name: &'static str, revision: u64) -> Self {
-        Self { name, revision, phase: DeploymentPhase::Running, troubled: BTreeSet::new() }
+        Self { name, revision, phase: DeploymentPhase::Running, troubled: BTreeSet::new(), failed_with: None }
     }
 
     /// Returns the expectation that the deployment, which was deleted at `revision`, is gone.
     pub(crate) fn removed(name: &'static str, revision: u64) -> Self {
-        Self { name, revision, phase: DeploymentPhase::Removed, troubled: BTreeSet::new() }
+        Self { phase: DeploymentPhase::Removed, ..Self::running(name, revision) }
     }
 
     /// Returns whether this status shows the expected state. Returns an error if the status shows that the expected
@@ -44,6 +46,8 @@ impl ExpectedDeployment {
         let Some(line) = line.filter(|line| line.desired_revision >= self.revision) else {
             return Ok(false);
         };
+        let exit_code = line.container.as_ref().and_then(|container| container.exit_code);
+        self.failed_with = exit_code.filter(|code| *code != 0).or(self.failed_with);
         if line.phase == self.phase && agrees(line) {
             return Ok(true);
         }
@@ -199,6 +203,18 @@ mod tests {
             assert!(!check(revision).unwrap(), "{revision}");
         }
         assert_eq!(refuted(check(4)), "the deployment persistent is backing-off: no such image");
+    }
+
+    #[test]
+    fn a_container_that_has_failed_is_remembered() {
+        let mut wanted = ExpectedDeployment::running("persistent", 7);
+        assert_eq!(wanted.failed_with, None);
+        let mut ended = with(9, 7, DeploymentPhase::BackingOff, "exited", Some("it has ended"));
+        for (exit_code, failed_with) in [(Some(0), None), (Some(133), Some(133)), (None, Some(133))] {
+            ended.status.deployments[0].container.as_mut().unwrap().exit_code = exit_code;
+            assert!(!wanted.check(&ended).unwrap());
+            assert_eq!(wanted.failed_with, failed_with, "{exit_code:?}");
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod recorder;
 mod run;
 mod running;
 mod secrets;
+mod starts;
 mod target;
 mod teardown;
 mod times;

@@ -132,7 +132,7 @@ pub(super) fn check_system(view: &RootView) -> Result<(), Failure> {
 }
 
 /// Returns the name of the container that the agent makes for a deployment.
-fn container_of(device_id: &str, deployed: Deployed) -> String {
+pub(super) fn container_of(device_id: &str, deployed: Deployed) -> String {
     format!("iot-{device_id}.{}", deployed.name)
 }
 

@@ -47,7 +47,7 @@ pub(super) struct Observation<'a> {
 /// The expectations for one device, and the evidence that was collected so far.
 pub(super) struct Proof<'a> {
     agent: &'a Agent,
-    device_id: String,
+    pub(super) device_id: String,
     expected: ExpectedStatus,
     /// The evidence for the report.
     pub(super) evidence: Evidence,
@@ -100,28 +100,6 @@ impl<'a> Proof<'a> {
         let evidence = verify::evidence(&seen);
         self.evidence.rejoin = Some(evidence.clone());
         Ok(evidence)
-    }
-
-    /// Waits until the agent reports that a deployment runs with the desired state of `revision`.
-    pub(super) fn runs(&self, vm: &mut RunningVm, deployed: Deployed, revision: u64) -> Result<()> {
-        let name = deployed.name;
-        let mut wanted = ExpectedDeployment::running(name, revision);
-        let limit = vm.plan.limits.convergence();
-        let deadline = vm.deadline.within(limit);
-        vm.wait_for_status(&format!("a status with the deployment {name} running"), |seen| {
-            if wanted.check(seen)? {
-                return Ok(true);
-            }
-            if !deadline.is_over() {
-                return Ok(false);
-            }
-            let status = wanted.describe(Some(seen));
-            bail_guest!(
-                "the deployment {name} is desired at revision {revision}; {} s later the status {status}", limit.as_secs();
-                "the agent must run each deployment that is desired, also one that was changed while the device was off"
-            )
-        })
-        .map(drop)
     }
 
     /// Waits for a status that was stored after `last`. The agent must reconnect without a restart, which
@@ -286,19 +264,6 @@ impl<'a> Proof<'a> {
         let second = self.agrees(vm, boot_id, running, deleted)?;
         check_unchanged(&self.device_id, running, first, &second)?;
         Ok(second)
-    }
-
-    /// Waits for the expected answer of a deployment that runs.
-    pub(super) fn answers(
-        &self,
-        vm: &mut RunningVm,
-        Deployed { name, port }: Deployed,
-        wanted: &ExpectedAnswer<'_>,
-    ) -> Result<WorkloadEvidence> {
-        vm.wait(&format!("the answer of the deployment {name}"), |vm| {
-            let answer = vm.answer_of(port)?;
-            Ok(wanted.check(&answer)?.then_some(answer))
-        })
     }
 
     /// Waits until a deployment that was deleted at `revision` is gone: the agent reports it as removed, and its port
