@@ -27,7 +27,7 @@ unsafe extern "C" {
     fn _exit(code: c_int) -> !;
 }
 
-fn main() -> io::Result<()> {
+pub(crate) fn main() -> io::Result<()> {
     // The kernel drops a signal for which the first process of a container has no handler, and this is that process.
     // SAFETY: the handler has the signature that signal(2) wants, and does nothing that is not async-signal-safe.
     unsafe { signal(SIGTERM, end) };

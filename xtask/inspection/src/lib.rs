@@ -179,6 +179,12 @@ impl Inspection {
         }
     }
 
+    /// Returns the same target for a program that the agent's unit does not run, such as one in a container.
+    #[must_use]
+    pub fn without_unit(self) -> Self {
+        Self { hardened: None, ..self }
+    }
+
     /// Returns the source of the libraries if they were read: the digest of an image, or a path. Returns `None` if only
     /// the release of glibc is known.
     pub fn source(&self) -> Option<&str> {

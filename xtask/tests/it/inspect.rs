@@ -10,6 +10,7 @@ mod faults;
 mod files;
 mod many;
 mod sound;
+mod workload;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -55,11 +56,7 @@ impl Corpus {
 
     /// Runs an executable on an emulated core of the Pi 5, with 16 KiB pages and the sysroot's libraries.
     fn run(&self, path: &Path) -> ExitStatus {
-        let emulator = ["qemu-aarch64-static", "qemu-aarch64"]
-            .into_iter()
-            .find(|name| xtask_core::host::tools::find(name).is_some())
-            .expect("QEMU's user emulation: cargo xtask ci --fix installs it");
-        Command::new(emulator)
+        emulator()
             .args(["-cpu", "cortex-a76", "-p", "16384", "-L"])
             .arg(self.root(VmArchitecture::Aarch64))
             .arg(path)
@@ -69,6 +66,15 @@ impl Corpus {
             .status()
             .unwrap()
     }
+}
+
+/// Returns a command that emulates one process.
+fn emulator() -> Command {
+    let program = ["qemu-aarch64-static", "qemu-aarch64"]
+        .into_iter()
+        .find(|name| xtask_core::host::tools::find(name).is_some())
+        .expect("QEMU's user emulation: cargo xtask ci --fix installs it");
+    Command::new(program)
 }
 
 fn corpus() -> &'static Corpus {

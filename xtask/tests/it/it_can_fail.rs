@@ -32,7 +32,9 @@ impl Ended {
     }
 }
 
-const SMOKE: [&str; 5] = ["smoke", "--arch", "aarch64", "--image", "debian-12"];
+const SMOKE: [&str; 5] = ["smoke", "--arch", "aarch64", DEBIAN_12[0], DEBIAN_12[1]];
+/// The arguments that name the machine of most smokes.
+const DEBIAN_12: [&str; 2] = ["--image", "debian-12"];
 
 /// Runs a smoke of the aarch64 guest with `arguments`. It starts from a snapshot, except with faults of the first boot.
 fn smoke(arguments: &[&str]) -> Ended {
@@ -96,6 +98,7 @@ fn a_wrong_value_is_a_usage_error_before_anything_starts() {
         (&["--vcpus", "99"], "1..=16"),
         (&["--timeout-scale", "0"], "0.1 to 100"),
         (&["--arch", "mips"], "possible values"),
+        (&["--sabotage", "small-pages", "--image", "debian-13"], "--image debian-13-16k"),
     ];
     for (arguments, words) in table {
         let arch: &[&str] = if arguments.contains(&"--arch") { &[] } else { &["--arch", "aarch64"] };

@@ -77,6 +77,8 @@ pub enum Sabotage {
     WaitsForBus,
     /// Use a workload image for the other architecture
     ForeignImage,
+    /// Use a workload whose allocator was compiled for pages of 4 KiB (needs an image with larger pages)
+    SmallPages,
     /// Have systemd end the agent every 8 seconds
     CrashLoop,
     /// Bring back the agent's state from before a deletion at its next boot
@@ -118,6 +120,8 @@ pub struct Detection {
     pub words: &'static [&'static str],
     /// The kind of smoke that can find the fault.
     pub by: FoundBy,
+    /// The arguments that name a machine with the fault; empty if every machine has it.
+    pub machine: &'static [&'static str],
     /// The additional arguments that a warm smoke needs to find the fault.
     pub arguments: &'static [&'static str],
     /// The exit code of the smoke.
@@ -172,6 +176,7 @@ impl Sabotage {
             Self::LosesState => (&[Rejoin], &["the desired state did not survive the power cut"]),
             Self::WaitsForBus => (&[Rejoin], &["iot-agent.service is activating: it waits for something"]),
             Self::ForeignImage => (&[Workload], &["is made for"]),
+            Self::SmallPages => (&[Workload], &["<jemalloc>: Unsupported system page size"]),
             Self::CrashLoop => (&[Join, Workload, PowerCut, Rejoin], &["systemd has restarted the agent"]),
             Self::ForgetsDeletions => {
                 (&[Rejoin], &["had acknowledged the revision", "the deployment retired was deleted"])
@@ -195,6 +200,10 @@ impl Sabotage {
             Self::StaleChain => FoundBy::Warm,
             _ => FoundBy::WarmAndCold,
         };
+        let machine: &[&str] = match self {
+            Self::SmallPages => &["--image", "debian-13-16k", "--cpu", "pi5"],
+            _ => &[],
+        };
         let arguments: &[&str] = match self {
             Self::Recreates => &["--observe", "40"],
             // The smoke finds these faults when a limit has passed. A smaller limit saves time.
@@ -202,7 +211,17 @@ impl Sabotage {
             _ => &[],
         };
         let exit_code = if matches!(self, Self::StaleChain | Self::OpenNetwork) { 69 } else { 1 };
-        Some(Detection { phases, words, by, arguments, exit_code })
+        Some(Detection { phases, words, by, machine, arguments, exit_code })
+    }
+
+    /// Returns the id of the finding for which `inspect` refuses the workload; `None` if the fault is not in the
+    /// workload.
+    pub fn refused_for(self) -> Option<&'static str> {
+        match self {
+            Self::ForeignImage => Some("elf-machine"),
+            Self::SmallPages => Some("allocator-page-size"),
+            _ => None,
+        }
     }
 }
 

@@ -35,6 +35,7 @@ pub(super) fn scripts(fault: Option<Sabotage>) -> (String, String) {
             | Sabotage::KillQemu
             | Sabotage::BrokerRefuses
             | Sabotage::ForeignImage
+            | Sabotage::SmallPages
             | Sabotage::OpenNetwork
             | Sabotage::StaleChain
             | Sabotage::ColdPanics,

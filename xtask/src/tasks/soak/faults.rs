@@ -5,6 +5,7 @@ use anyhow::{Context, Error, Result};
 use clap::ValueEnum as _;
 use xtask_core::cli::{Detection, Disturbance, FoundBy, Sabotage, SoakArgs};
 use xtask_core::format::name_of;
+use xtask_core::image::catalogue::Catalogue;
 use xtask_core::report::Report;
 
 use super::{Kind, smoke, start, tidy};
@@ -16,8 +17,13 @@ pub(super) fn sabotages(args: &SoakArgs) -> impl Iterator<Item = Kind<'_>> {
         FoundBy::Warm => !args.cold,
         FoundBy::Cold => args.cold,
     };
+    let catalogue = Catalogue::built_in();
     Sabotage::value_variants().iter().filter_map(move |fault| {
         let detection = fault.detection().filter(possible)?;
+        // An image may exist only for the other architecture.
+        if let [_, image, ..] = detection.machine {
+            catalogue.find(image, args.arch).ok()?;
+        }
         let round: Box<dyn Fn(u32) -> Result<String>> =
             Box::new(move |_| tidy(is_found(args, &name_of(fault), &detection)));
         Some((format!("sabotage {}", name_of(fault)), args.sabotages, round))
@@ -41,7 +47,8 @@ fn is_found(args: &SoakArgs, name: &str, detection: &Detection) -> Result<String
     let report = directory.to_str().context("the path of the report is not UTF-8")?;
     let own = ["--sabotage", name, "--report", report];
     let more = if args.cold { &[] } else { detection.arguments };
-    let status = start(args, &[&own[..], more].concat())?.wait().context("wait for a smoke")?;
+    let status =
+        start(args, &[&own[..], detection.machine, more].concat())?.wait().context("wait for a smoke")?;
     let read = || -> Result<Report> {
         let text = fs_err::read(directory.join("report.json"))?;
         serde_json::from_slice(&text).context("parse the smoke's report")

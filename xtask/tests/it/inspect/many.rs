@@ -42,18 +42,18 @@ impl Shipped {
     }
 }
 
-fn inspect(scratch: &Scratch, paths: &[&Path], flags: &[&str]) -> Output {
+pub(super) fn inspect(scratch: &Scratch, paths: &[&Path], flags: &[&str]) -> Output {
     let paths = paths.iter().map(|path| path.to_str().unwrap());
     let arguments: Vec<_> = ["inspect"].into_iter().chain(paths).chain(flags.iter().copied()).collect();
     scratch.run(XTASK_INSPECT, &arguments)
 }
 
-fn report(output: &Output) -> Value {
+pub(super) fn report(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", message(output)))
 }
 
 /// Returns the ids of the refused and warned findings of a file whose path ends like this, with their severities.
-fn ids(report: &Value, end: &str) -> Vec<(String, String)> {
+pub(super) fn ids(report: &Value, end: &str) -> Vec<(String, String)> {
     let files = report["files"].as_array().unwrap();
     let file = files.iter().find(|file| file["file"]["path"].as_str().unwrap().ends_with(end));
     let file = file.unwrap_or_else(|| panic!("{end} is not in {report:#}"));
@@ -63,7 +63,7 @@ fn ids(report: &Value, end: &str) -> Vec<(String, String)> {
     found.filter(|(severity, _)| severity != "informs").collect()
 }
 
-fn pair(severity: &str, id: &str) -> (String, String) {
+pub(super) fn pair(severity: &str, id: &str) -> (String, String) {
     (severity.to_owned(), id.to_owned())
 }
 

@@ -11,7 +11,7 @@ use xtask_core::fs::entries;
 use xtask_core::processes::processes_naming;
 use xtask_core::report::{ARCHIVE, Phase};
 
-use super::{assert_fails, assert_nothing_left, skipped, smoke};
+use super::{DEBIAN_12, assert_fails, assert_nothing_left, ended, skipped, smoke};
 use crate::scratch::{XTASK, XTASK_INSPECT, XTASK_VM, assert_code, command, message};
 
 #[test]
@@ -194,6 +194,7 @@ found! {
     read_only_root: ReadOnlyRoot,
     reboots_itself: RebootsItself,
     recreates: Recreates,
+    small_pages: SmallPages,
     stale_boot_id: StaleBootId,
     unit_not_enabled: UnitNotEnabled,
     waits_for_bus: WaitsForBus,
@@ -203,7 +204,10 @@ found! {
 fn assert_found(fault: Sabotage) {
     let detection = fault.detection().unwrap();
     let name = name_of(&fault);
-    let ended = smoke(&[&["--sabotage", name.as_str()], detection.arguments].concat());
+    let machine = if detection.machine.is_empty() { &DEBIAN_12 } else { detection.machine };
+    let sabotage = ["smoke", "--arch", "aarch64", "--sabotage", name.as_str()];
+    let arguments = [&sabotage[..], machine, detection.arguments].concat();
+    let ended = ended(command(XTASK_VM, &arguments).output().unwrap());
     detection.check(&ended.report).unwrap_or_else(|reason| panic!("{reason}: {}", ended.message()));
     assert_fails(&ended, ended.report.failure.as_ref().unwrap().phase, "");
     let journal = ended.directory.join("journal.log");

@@ -56,6 +56,7 @@ use xtask_inspection::check_agent;
 use xtask_jobs::Ui;
 
 use crate::guest::filesystem::CHECKER;
+use crate::guest::workload::{self as program, Workload};
 use disturbance::PlannedDisturbance;
 use fault::Fault;
 use image::ComingImage;
@@ -108,13 +109,13 @@ fn smoke(
         let image = ComingImage::start(scope, run, &plan);
         let (agent, workload) = recorder.phase(Phase::Build, None, || build(run, args))?;
         recorder.agent(&agent);
-        let known = inspect::phase(run, recorder, &plan, &agent, inspect::NOT_FETCHED)?;
+        let known = inspect::phase(run, recorder, &plan, (&agent, &workload), inspect::NOT_FETCHED)?;
         anyhow::Ok((agent, workload, known, image.phase(recorder, &mut plan)?))
     })?;
     if known != Some(image.digest.to_string()) {
-        inspect::phase(run, recorder, &plan, &agent, inspect::NOT_READ)?;
+        inspect::phase(run, recorder, &plan, (&agent, &workload), inspect::NOT_READ)?;
     }
-    let subject = Some((&agent, &*workload));
+    let subject = Some((&agent, &*workload.archive));
     let limit = plan.limits.boot();
     let booted = recorder.phase(Phase::Boot, Some(limit), || {
         boot::boot(run, &mut plan, &image, subject, slot).map(|(_, detail)| ((), detail))
@@ -217,8 +218,8 @@ fn preflight(run: &Run<'_>) -> Result<((Facts, Plan), String)> {
     Ok(((facts, plan), detail))
 }
 
-/// Builds or reads the executable under test. Returns it together with the container image of the workload.
-fn build(run: &Run<'_>, args: &SmokeArgs) -> Result<((Agent, Vec<u8>), String)> {
+/// Builds or reads the executable under test. Returns it together with the workload.
+fn build(run: &Run<'_>, args: &SmokeArgs) -> Result<((Agent, Workload), String)> {
     let arch = args.build.arch;
     let agent = match &args.agent {
         Some(given) => {
@@ -241,7 +242,8 @@ fn build(run: &Run<'_>, args: &SmokeArgs) -> Result<((Agent, Vec<u8>), String)> 
     let other = VmArchitecture::ALL.into_iter().find(|other| *other != arch).unwrap_or(arch);
     let foreign = run.options.sabotage == Some(Sabotage::ForeignImage);
     let guest = if foreign { other } else { arch };
-    let workload = crate::guest::workload::image(run.workspace, &run.cache, guest).map_err(|error| {
+    let has_small_pages = run.options.sabotage == Some(Sabotage::SmallPages);
+    let workload = program::made(run.workspace, &run.cache, guest, has_small_pages).map_err(|error| {
         let hint = "a static executable needs the C library's archive, libc.a: cargo xtask preflight --fix";
         error::host_fault(error, format!("make the smoke's workload for {guest}"), hint)
     })?;

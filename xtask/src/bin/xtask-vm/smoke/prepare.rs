@@ -9,6 +9,7 @@ use xtask_core::error::{self, Failure};
 use xtask_core::format::name_of;
 use xtask_core::fs::write_private;
 use xtask_core::host::tools;
+use xtask_core::image::Image;
 use xtask_core::limits;
 use xtask_core::machine::RunFiles;
 use xtask_core::plan::Plan;
@@ -129,12 +130,15 @@ pub(super) fn may_be_warm(options: &RunOptions<'_>, plan: &Plan) -> bool {
 }
 
 /// Returns a usage error if the run is cold and a flag needs a warm run. Also returns one for `cold-panics` without
-/// `--verify-cold`.
+/// `--verify-cold`, and for `small-pages` on a kernel with pages of 4 KiB.
 pub(super) fn check_flags(options: &RunOptions<'_>, plan: &Plan) -> Result<(), Failure> {
     let warm = may_be_warm(options, plan);
     let cannot = match options.sabotage {
         Some(Sabotage::StaleChain) if !warm => {
             "--sabotage stale-chain: needs a warm run, under emulation and without --cold"
+        }
+        Some(Sabotage::SmallPages) if !has_large_pages(&plan.image) => {
+            "--sabotage small-pages: needs an image whose kernel has pages of more than 4 KiB: --image debian-13-16k"
         }
         Some(Sabotage::ColdPanics) => {
             "--sabotage cold-panics: needs --verify-cold, for it is planted in the cold one of the two runs"
@@ -145,6 +149,11 @@ pub(super) fn check_flags(options: &RunOptions<'_>, plan: &Plan) -> Result<(), F
         _ => return Ok(()),
     };
     Err(Failure::usage(cannot))
+}
+
+/// Returns whether the catalogue states that the kernel of an image has pages of more than 4 KiB.
+fn has_large_pages(image: &Image) -> bool {
+    image.expected.as_ref().is_some_and(|expected| expected.page_size > 4096)
 }
 
 /// Returns the lines for apt's sources in a machine of `vm up`. Returns none in a smoke, which tests the agent on the

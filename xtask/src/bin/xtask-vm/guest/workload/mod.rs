@@ -1,7 +1,8 @@
-//! The smoke's workload as a container image: `xtask/workload/main.rs`, compiled for the guest, and packed by
-//! [`archive`] in a form that podman loads. No registry is involved.
+//! The smoke's workload as a container image: one of [`programs`], compiled for the guest, and packed by [`archive`] in a
+//! form that podman loads. No registry is involved.
 
 mod archive;
+mod programs;
 
 use anyhow::{Context, Result};
 use xtask_core::arch::VmArchitecture;
@@ -13,7 +14,11 @@ use xtask_inspection::check_header;
 /// The reference of the workload's image.
 pub(crate) const IMAGE: &str = "localhost/iot-workload:1";
 
-const PROGRAM: Standalone = Standalone { name: "workload", sources: &["xtask/workload/main.rs"] };
+/// The program and the archive of the image that runs it.
+pub(crate) struct Workload {
+    pub(crate) program: Vec<u8>,
+    pub(crate) archive: Vec<u8>,
+}
 
 /// Returns the name of the archive's file in the directory in which the agent looks for images. The name is the image's
 /// reference in the form of a file name.
@@ -21,17 +26,30 @@ pub(crate) fn file_name() -> String {
     format!("{}.tar", IMAGE.replace(['/', ':'], "_"))
 }
 
-/// Returns the image's archive for `arch`.
+/// Returns the workload for `arch`. `has_small_pages` is true for the planted fault `small-pages`.
 ///
 /// # Errors
 /// Returns an error if rustc fails, or if the linker's output is not an executable for `arch`.
-pub(crate) fn image(workspace: &Workspace, cache: &Cache, arch: VmArchitecture) -> Result<Vec<u8>> {
-    let program = program(workspace, cache, arch).context("compile the smoke's workload")?;
-    archive::oci(IMAGE, arch.profile().debian_arch, &program).context("pack the workload's image")
+pub(crate) fn made(
+    workspace: &Workspace,
+    cache: &Cache,
+    arch: VmArchitecture,
+    has_small_pages: bool,
+) -> Result<Workload> {
+    let source = if has_small_pages { programs::SMALL_PAGES } else { programs::SOUND };
+    let program = compiled(&source, workspace, cache, arch).context("compile the smoke's workload")?;
+    let archive =
+        archive::oci(IMAGE, arch.profile().debian_arch, &program).context("pack the workload's image")?;
+    Ok(Workload { program, archive })
 }
 
-fn program(workspace: &Workspace, cache: &Cache, arch: VmArchitecture) -> Result<Vec<u8>> {
-    let (program, path) = PROGRAM.executable(workspace, cache, arch)?;
+fn compiled(
+    source: &Standalone,
+    workspace: &Workspace,
+    cache: &Cache,
+    arch: VmArchitecture,
+) -> Result<Vec<u8>> {
+    let (program, path) = source.executable(workspace, cache, arch)?;
     check_header(&program, arch).with_context(|| format!("check {}", path.display()))?;
     Ok(program)
 }
@@ -66,8 +84,8 @@ mod tests {
         }
     }
 
-    fn made(cache: &Cache, arch: VmArchitecture) -> Vec<u8> {
-        image(&Workspace::find().unwrap(), cache, arch).unwrap()
+    fn image(cache: &Cache, arch: VmArchitecture) -> Vec<u8> {
+        made(&Workspace::find().unwrap(), cache, arch, false).unwrap().archive
     }
 
     #[test]
@@ -83,7 +101,7 @@ mod tests {
         let host = VmArchitecture::of_host().unwrap();
         let architecture = ["image", "inspect", "--format", "{{.Os}}/{{.Architecture}}", IMAGE];
         for arch in VmArchitecture::ALL.into_iter().filter(|arch| *arch != host).chain([host]) {
-            assert!(load(&made(&cache, arch)).contains(IMAGE));
+            assert!(load(&image(&cache, arch)).contains(IMAGE));
             assert_eq!(podman.says(&architecture), format!("linux/{}", arch.profile().debian_arch));
         }
         let limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--network", "none"];
@@ -124,17 +142,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let cache = Cache::at(directory.path());
         let host = VmArchitecture::of_host().unwrap();
-        let first = made(&cache, host);
+        let first = image(&cache, host);
         let kept: Vec<_> =
             std::fs::read_dir(cache.workloads()).unwrap().map(|entry| entry.unwrap().path()).collect();
         assert_eq!(kept.len(), 2, "the executable and its digest: {kept:?}");
         let executable = kept.iter().find(|path| path.extension().is_none()).unwrap();
         let inode = || executable.metadata().unwrap().ino();
         let before = inode();
-        assert_eq!(made(&cache, host), first);
+        assert_eq!(image(&cache, host), first);
         assert_eq!(inode(), before, "it was compiled again");
         std::fs::remove_file(executable).unwrap();
-        assert!(made(&cache, host) == first, "compiled again it is the same");
+        assert!(image(&cache, host) == first, "compiled again it is the same");
         assert_eq!(file_name(), "localhost_iot-workload_1.tar");
     }
 }

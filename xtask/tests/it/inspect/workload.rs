@@ -1,0 +1,37 @@
+//! Tests `inspect` on the archives of the smoke's workload: the sound one, and that of the planted fault `small-pages`.
+
+#[path = "../../../src/bin/xtask-vm/guest/workload/archive.rs"]
+mod archive;
+#[path = "../../../src/bin/xtask-vm/guest/workload/programs.rs"]
+mod programs;
+
+use xtask_core::arch::VmArchitecture;
+use xtask_core::cache::Cache;
+use xtask_core::workspace::Workspace;
+
+use super::emulator;
+use super::many::{ids, inspect, pair, report};
+use crate::scratch::{Scratch, message};
+
+#[test]
+fn the_workload_with_small_pages_is_refused_and_the_sound_one_is_not() {
+    let scratch = Scratch::new();
+    let workspace = Workspace::find().unwrap();
+    let refused = pair("refused", "allocator-page-size");
+    for (source, code, expected) in [(programs::SOUND, 0, vec![]), (programs::SMALL_PAGES, 1, vec![refused])]
+    {
+        let cache = Cache::at(&scratch.cache());
+        let (program, compiled) = source.executable(&workspace, &cache, VmArchitecture::Aarch64).unwrap();
+        let path = scratch.path().join("workload.tar");
+        std::fs::write(&path, archive::oci("localhost/w:1", "arm64", &program).unwrap()).unwrap();
+        let output = inspect(&scratch, &[&path], &["--device", "pi5", "--json"]);
+        assert_eq!(output.status.code(), Some(code), "{}", message(&output));
+        assert_eq!(ids(&report(&output), ".tar/workload"), expected);
+        // The program itself agrees. Without its volume, the sound one ends with an error.
+        for pages in ["4096", "16384"] {
+            let ran = emulator().args(["-p", pages]).arg(&compiled).output().unwrap();
+            let complains = message(&ran).contains("<jemalloc>: Unsupported system page size");
+            assert_eq!(complains, code == 1 && pages == "16384", "{pages}: {}", message(&ran));
+        }
+    }
+}
