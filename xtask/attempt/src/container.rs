@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Error, Result};
-use xtask_archives::{ImageConfig, Kind, Limits, Request, Unpacked, resolve};
+use xtask_archives::{ImageConfig, Kind, Request, Unpacked, resolve};
 use xtask_core::arch::VmArchitecture;
 use xtask_core::cli::TryArgs;
 use xtask_core::error::{self, Failure};
@@ -25,7 +25,7 @@ const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 /// Returns a usage error if the archive is damaged, exceeds a limit or is for another architecture, and a failure of the
 /// host if its files cannot be written.
 pub(crate) fn unpack(archive: &Path, into: &Path, core: Core<'_>, ui: &Ui) -> Result<Unpacked> {
-    let request = Request { limits: Limits::default(), arch: Some(core.arch) };
+    let request = Request { arch: Some(core.arch), ..Request::default() };
     let mut progress =
         |read, total| ui.tick(&format!("{} of {} are unpacked", human_bytes(read), human_bytes(total)));
     let unpacked = xtask_archives::unpack(archive, into, &request, &mut progress).map_err(of_user)?;
