@@ -350,10 +350,10 @@ fn xtask_says_it_in_json_with_an_exit_code() {
     let output = inspect("fault-sve", &["--quiet"]);
     assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1);
     for (arguments, words) in [
-        (vec!["inspect", "/nonexistent"], "/nonexistent"),
+        (vec!["inspect", "/proc/nonexistent"], "/proc/nonexistent"),
         (vec!["inspect", "/bin/sh", "--device", "pi9"], "there are"),
         (vec!["inspect", "/bin/sh", "--image", "ubuntu-95"], "there are"),
-        (vec!["inspect", "/bin/sh", "--sysroot", "/nonexistent"], "not a directory"),
+        (vec!["inspect", "/bin/sh", "--sysroot", "/proc/nonexistent"], "not a directory"),
     ] {
         let output = Command::new(XTASK_INSPECT).args(&arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");

@@ -26,7 +26,10 @@ fn the_workload_with_small_pages_is_refused_and_the_sound_one_is_not() {
         std::fs::write(&path, archive::oci("localhost/w:1", "arm64", &program).unwrap()).unwrap();
         let output = inspect(&scratch, &[&path], &["--device", "pi5", "--json"]);
         assert_eq!(output.status.code(), Some(code), "{}", message(&output));
-        assert_eq!(ids(&report(&output), ".tar/workload"), expected);
+        // The image has no C library, so its static program is warned of name service modules.
+        let found = ids(&report(&output), ".tar/workload");
+        let refused: Vec<_> = found.into_iter().filter(|(severity, _)| severity == "refused").collect();
+        assert_eq!(refused, expected);
         // The program itself agrees. Without its volume, the sound one ends with an error.
         for pages in ["4096", "16384"] {
             let ran = emulator().args(["-p", pages]).arg(&compiled).output().unwrap();
