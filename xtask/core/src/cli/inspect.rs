@@ -60,7 +60,7 @@ pub struct InspectArgs {
     #[arg(long)]
     pub explain: bool,
 
-    /// Run each program that is only warned of with `cargo xtask try`, and add what happened to its findings
+    /// Run each program that has warnings but no refusal with `cargo xtask try`, and add the result to its findings
     #[arg(long = "try")]
     pub attempt: bool,
 

@@ -145,8 +145,7 @@ fn result(file: &str, place: &Value, finding: &Finding, accepted: Option<Accepte
         "partialFingerprints": { "fileAndCheck/v1": format!("{file} {}", finding.id) },
     });
     if let Some(accepted) = accepted {
-        value["suppressions"] =
-            json!([{ "kind": "external", "justification": format!("accepted by {accepted:?}") }]);
+        value["suppressions"] = json!([{ "kind": "external", "justification": accepted.reason() }]);
     }
     value
 }
@@ -190,6 +189,7 @@ mod tests {
         assert_eq!(absolute["artifactLocation"]["uri"], "file:///a/c.so");
         assert_eq!(absolute["region"]["byteLength"], 7);
         assert_eq!(results[0]["suppressions"], Value::Null);
-        assert_eq!(results[1]["suppressions"][0]["kind"], "external");
+        let suppression = json!({ "kind": "external", "justification": "accepted by --allow" });
+        assert_eq!(results[1]["suppressions"], json!([suppression]));
     }
 }

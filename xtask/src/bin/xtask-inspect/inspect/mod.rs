@@ -1,5 +1,6 @@
 //! `cargo xtask inspect`: checks without a boot whether executables will run on a device. `collection` and `archive`
-//! find the files, `verdict` judges them by the flags of `policy`, `attempt` runs some of them, and `text` and `document` report the result.
+//! find the files, `verdict` judges them by the flags of `policy`, `attempt` runs some of them, and `text` and
+//! `document` report the result.
 
 mod archive;
 mod attempt;

@@ -15,16 +15,16 @@ use super::verdict::Judged;
 /// The schema of a baseline.
 const SCHEMA: u32 = 1;
 
-/// What the flags say about findings.
+/// The flags that decide which findings count.
 #[derive(Debug, Default)]
 pub(super) struct Policy {
     /// The least severity that fails.
     pub(super) denied: Option<Severity>,
     allowed: BTreeSet<String>,
-    known: BTreeSet<Entry>,
+    baseline: BTreeSet<Entry>,
 }
 
-/// The flag that accepts a finding.
+/// The reason why a finding does not count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Accepted {
@@ -32,6 +32,17 @@ pub(super) enum Accepted {
     Baseline,
     /// The program ran without the failure of which the finding warns.
     Try,
+}
+
+impl Accepted {
+    /// Returns the reason as a text for the user.
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Self::Allow => "accepted by --allow",
+            Self::Baseline => "accepted by the baseline",
+            Self::Try => "refuted by --try",
+        }
+    }
 }
 
 /// The file of `--baseline`.
@@ -68,12 +79,12 @@ impl Policy {
             let message = format!("--allow {id}: there is no such check; there are: {}", known.join(", "));
             return Err(Failure::usage(message).into());
         }
-        let known = match &args.baseline {
+        let baseline = match &args.baseline {
             Some(path) if !args.write_baseline => read(path)?,
             _ => BTreeSet::new(),
         };
         let denied = args.deny.map(|Deny::Warned| Severity::Warned);
-        Ok(Self { denied, allowed: args.allow.iter().cloned().collect(), known })
+        Ok(Self { denied, allowed: args.allow.iter().cloned().collect(), baseline })
     }
 
     /// Returns the flag that accepts a finding; `None` if the finding counts.
@@ -81,13 +92,13 @@ impl Policy {
         if self.allowed.contains(finding.id) {
             return Some(Accepted::Allow);
         }
-        self.known.contains(&Entry::of(file, finding)).then_some(Accepted::Baseline)
+        self.baseline.contains(&Entry::of(file, finding)).then_some(Accepted::Baseline)
     }
 
     /// Returns how many findings of the baseline no longer exist.
     pub(super) fn outdated(&self, judged: &[Judged]) -> usize {
         let current = entries(judged);
-        self.known.iter().filter(|entry| !current.contains(entry)).count()
+        self.baseline.iter().filter(|entry| !current.contains(entry)).count()
     }
 }
 

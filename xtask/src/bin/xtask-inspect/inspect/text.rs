@@ -141,13 +141,8 @@ fn is_shown(finding: &Finding, depth: Depth) -> bool {
         || (finding.id == "instructions" && !finding.details.is_empty())
 }
 
-fn suffix(accepted: Option<Accepted>) -> &'static str {
-    match accepted {
-        None => "",
-        Some(Accepted::Allow) => " (accepted by --allow)",
-        Some(Accepted::Baseline) => " (accepted by the baseline)",
-        Some(Accepted::Try) => " (refuted by --try)",
-    }
+fn suffix(accepted: Option<Accepted>) -> String {
+    accepted.map_or(String::new(), |accepted| format!(" ({})", accepted.reason()))
 }
 
 fn lines(finding: &Finding, accepted: Option<Accepted>, all: bool) -> Vec<String> {

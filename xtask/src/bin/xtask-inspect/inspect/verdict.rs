@@ -39,7 +39,7 @@ impl Judged {
         self.fails = fails;
     }
 
-    /// Adds what a run of the program shows. The run refutes the warnings with these ids.
+    /// Adds the finding of a run of the program. The run refutes the warnings with the ids `refuted`.
     pub(super) fn add(&mut self, finding: Finding, refuted: &[&str], policy: &Policy) {
         let mut report = self.report.clone();
         report.add([finding]);
