@@ -1,6 +1,7 @@
 //! The configuration of a container image (OCI image-spec, config.md; docker's is the same).
 
 use serde::{Deserialize, Deserializer};
+use xtask_core::arch::VmArchitecture;
 use xtask_core::digest::Digest;
 
 /// The command, the environment and the platform of an image's containers.
@@ -24,6 +25,12 @@ impl ImageConfig {
     /// Returns the command that a container runs: the entrypoint with its arguments.
     pub fn command(&self) -> impl Iterator<Item = &str> {
         self.entrypoint.iter().chain(&self.cmd).map(String::as_str)
+    }
+
+    /// Returns the architecture of the image, or `None` if no device here has it.
+    pub fn arch(&self) -> Option<VmArchitecture> {
+        // Debian and Go have the same names for these architectures.
+        VmArchitecture::ALL.into_iter().find(|arch| arch.profile().debian_arch == self.architecture)
     }
 }
 

@@ -80,6 +80,11 @@ impl Kind {
             _ => Some(kind_of_tar(&slice, &meter)?),
         })
     }
+
+    /// Returns whether an archive of this kind is a container image.
+    pub fn is_image(self) -> bool {
+        matches!(self, Self::DockerArchive | Self::OciArchive | Self::OciLayout)
+    }
 }
 
 /// Returns whether the decompressed content begins with a header of tar, by its check sum. Old archives have no magic

@@ -99,14 +99,11 @@ pub fn unpack(path: &Path, into: &Path, request: &Request, progress: &mut Progre
         _ => Scope::System,
     };
     let mut tree = Tree::new(into, scope, &meter, progress)?;
-    let image = match kind {
-        Kind::DockerArchive | Kind::OciArchive | Kind::OciLayout => {
-            Some(unpack_image(path, kind, request.arch, &mut tree)?)
-        }
-        _ => {
-            unpack_files(path, kind, &mut tree)?;
-            None
-        }
+    let image = if kind.is_image() {
+        Some(unpack_image(path, kind, request.arch, &mut tree)?)
+    } else {
+        unpack_files(path, kind, &mut tree)?;
+        None
     };
     let left_out = std::mem::take(&mut tree.left_out);
     Ok(Unpacked { kind, root: into.to_owned(), image, left_out })

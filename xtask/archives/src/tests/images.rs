@@ -238,8 +238,10 @@ fn the_image_of_the_architecture_is_chosen() {
     // A single image is judged whatever it is for.
     for archive in [amd.docker(), oci(&[&amd])] {
         let unpacked = Place::new().unpack_with(&archive, &for_arch(VmArchitecture::Aarch64)).unwrap();
-        assert_eq!(unpacked.image.unwrap().config.architecture, "amd64");
+        let config = unpacked.image.unwrap().config;
+        assert_eq!((config.architecture.as_str(), config.arch()), ("amd64", Some(VmArchitecture::X86_64)));
     }
+    assert_eq!(Place::new().unpack(&riscv.docker()).unwrap().image.unwrap().config.arch(), None);
     let second = Built::plain(&[Tarball::new().file("second", "").done()]);
     let found = text(Place::new().unpack_with(&docker(&[&arm, &second]), &for_arch(VmArchitecture::Aarch64)));
     assert!(found.contains("2 images: \"example/app:0\", \"example/app:1\"; save one image"), "{found}");

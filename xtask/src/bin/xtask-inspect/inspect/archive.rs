@@ -74,8 +74,7 @@ pub(super) fn add_archive(
     args: &InspectArgs,
     unpacker: &mut Unpacker<'_>,
 ) -> Result<()> {
-    let is_image = matches!(kind, Kind::DockerArchive | Kind::OciArchive | Kind::OciLayout);
-    if is_image && (args.image.is_some() || args.sysroot.is_some()) {
+    if kind.is_image() && (args.image.is_some() || args.sysroot.is_some()) {
         let message = format!(
             "inspect {}: a container image has its own files; leave out --image and --sysroot",
             path.display()
@@ -211,8 +210,7 @@ fn list<'a>(config: &'a ImageConfig, variable: &str) -> impl Iterator<Item = Str
 
 /// Returns the architecture with which an image is compared: that of the flags, or the image's own.
 fn arch_of_image(path: &Path, config: &ImageConfig, args: &InspectArgs) -> Result<VmArchitecture, Failure> {
-    let own = VmArchitecture::ALL.into_iter().find(|arch| arch.profile().debian_arch == config.architecture);
-    requested_arch(args).or(own).ok_or_else(|| {
+    requested_arch(args).or_else(|| config.arch()).ok_or_else(|| {
         Failure::usage(format!(
             "inspect {}: the image is for {}/{}, which is no architecture of a device here; name one with --arch",
             path.display(),
