@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use inspect::device::{self, Device};
-use inspect::elf::Ident;
 use inspect::finding::{Finding, LoadedLibrary, Report};
 use inspect::inventory::{Inventory, Overlay, Sysroot, Tree};
 use inspect::isa::Isa;
@@ -20,10 +19,14 @@ use xtask_core::image::Image;
 use xtask_core::image::catalogue::Catalogue;
 use xtask_core::image::choice::Choice;
 
+mod devices;
 pub mod inventory;
 mod judge;
 
+pub use devices::{arch_of_file, device_named, requested_arch};
 pub use judge::Judge;
+
+use devices::unknown_device;
 
 /// The target with which an executable is compared.
 #[derive(Debug)]
@@ -325,42 +328,6 @@ impl DeviceRoot {
     }
 }
 
-/// Returns the architecture for which a file was built, by its first bytes.
-pub fn arch_of_file(start: &[u8]) -> Option<VmArchitecture> {
-    let machine = Ident::read(start).ok()?.machine;
-    VmArchitecture::ALL.into_iter().find(|arch| isa(*arch).elf_machine() == machine)
-}
-
-/// Returns the device with this name, and its architecture. If both architectures have such a device, as for `max`, the
-/// one for aarch64 is returned.
-///
-/// # Errors
-/// Returns a usage error if no architecture has a device with this name.
-pub fn device_named(name: &str) -> Result<(VmArchitecture, Device), Failure> {
-    let arch = arch_of_device(name).unwrap_or(VmArchitecture::Aarch64);
-    let device = device::find(isa(arch), name).ok_or_else(|| unknown_device(arch, name))?;
-    Ok((arch, device))
-}
-
-/// Returns the architecture that the flags request: that of `--arch`, or that of the device. Returns `None` if both flags
-/// are missing, or if both architectures have the device.
-pub fn requested_arch(args: &InspectArgs) -> Option<VmArchitecture> {
-    args.arch.or_else(|| args.device.as_deref().and_then(arch_of_device))
-}
-
-/// Returns the architecture that has a device with this name, if there is exactly one.
-fn arch_of_device(device: &str) -> Option<VmArchitecture> {
-    let mut having =
-        VmArchitecture::ALL.into_iter().filter(|arch| device::find(isa(*arch), device).is_some());
-    having.next().filter(|_| having.next().is_none())
-}
-
-fn unknown_device(arch: VmArchitecture, name: &str) -> Failure {
-    let devices = device::built_in().into_iter().filter(|device| device.isa == isa(arch));
-    let names: Vec<_> = devices.map(|device| device.name).collect();
-    Failure::usage(format!("--device {name}: no such device for {arch}; there are: {}", names.join(", ")))
-}
-
 fn sysroot(directory: &Path, arch: VmArchitecture) -> Result<DeviceRoot, Failure> {
     if !directory.is_dir() {
         return Err(Failure::usage(format!("--sysroot {}: not a directory", directory.display())));
@@ -397,19 +364,6 @@ mod tests {
             let error = check_header(bytes, VmArchitecture::Aarch64).unwrap_err();
             assert_eq!(error.to_string(), expected);
         }
-    }
-
-    #[test]
-    fn the_header_names_the_architecture() {
-        let mut header = vec![0; 64];
-        header[..6].copy_from_slice(b"\x7fELF\x02\x01");
-        for (machine, arch) in
-            [(183, Some(VmArchitecture::Aarch64)), (62, Some(VmArchitecture::X86_64)), (40, None)]
-        {
-            header[18] = machine;
-            assert_eq!(arch_of_file(&header), arch);
-        }
-        assert_eq!(arch_of_file(b"#!/bin/sh"), None);
     }
 
     /// The agent is refused for what its unit does not allow. Another file may be for another service.

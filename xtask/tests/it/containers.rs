@@ -132,7 +132,8 @@ fn inspect_and_try_agree_on_container_images() {
             wrong.push(format!("{}: inspect refuses {refused:?}: {}", container.name, message(&output)));
         }
         let tried = directory.path().join("tried.json");
-        scratch.run(XTASK_TRY, &["try", "--quiet", "--report", tried.to_str().unwrap(), path]);
+        scratch
+            .run(XTASK_TRY, &["try", "--quiet", "--timeout=600", "--report", tried.to_str().unwrap(), path]);
         let tried: Value = serde_json::from_slice(&std::fs::read(tried).unwrap()).unwrap();
         let runs = tried["outcome"] == "exited" && tried["code"] == 0;
         let fails = tried["outcome"] == "signal" || (tried["outcome"] == "exited" && tried["code"] == 127);

@@ -178,7 +178,7 @@ fn a_container_that_cannot_start_is_refused() {
     ] {
         let output = inspect(&scratch, &[&image(&shipped, &command, &[])], &["--json"]);
         assert_eq!(output.status.code(), Some(1));
-        assert_eq!(ids(&report(&output), ".tar"), [pair("refused", "entrypoint")]);
+        assert_eq!(ids(&report(&output), ".tar"), [pair("refused", "container-command")]);
         assert!(message(&output).contains(words), "{}", message(&output));
     }
 }

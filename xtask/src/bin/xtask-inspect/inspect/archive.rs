@@ -166,7 +166,7 @@ fn entrypoint(config: &ImageConfig, program: &Program) -> Option<Report> {
              executable nor a script with an interpreter"
         );
         let remedy = "let the script begin with a line such as #!/bin/sh, or give the executable";
-        return Some(Report::new(vec![Finding::refused("entrypoint", &found, "", remedy)]));
+        return Some(Report::new(vec![Finding::refused("container-command", &found, "", remedy)]));
     }
     // A carriage return would not be seen.
     let missing = program.missing.as_ref()?.replace('\r', "\\r");
@@ -182,7 +182,7 @@ fn entrypoint(config: &ImageConfig, program: &Program) -> Option<Report> {
     } else {
         "add the program to the image, or correct ENTRYPOINT, CMD or the first line of the script"
     };
-    Some(Report::new(vec![Finding::refused("entrypoint", &found, "", remedy)]))
+    Some(Report::new(vec![Finding::refused("container-command", &found, "", remedy)]))
 }
 
 /// Returns the libraries that the environment of an image adds to its programs (`LD_PRELOAD`): their paths in the image

@@ -8,7 +8,7 @@ use xtask_inspection::{DeviceRoot, Inspection};
 
 use super::collection::{Collection, Subject};
 use super::policy::Accepted;
-use super::verdict::Judged;
+use super::verdict::{Judged, verdict};
 
 /// The characters that a path in a URI reference does not contain as they are (RFC 3986, 3.3).
 const NOT_IN_A_PATH: &AsciiSet = &CONTROLS
@@ -36,7 +36,7 @@ pub(super) fn report(judged: &[Judged], collection: &Collection, seconds: f64) -
         .zip(&collection.subjects)
         .map(|(judged, subject)| file(judged, subject, &collection.judges[subject.judge].inspection))
         .collect();
-    let verdict = verdict(judged.iter().any(|judged| judged.fails));
+    let verdict = verdict(judged);
     if collection.is_single
         && let Some(Value::Object(mut only)) = files.pop()
     {
@@ -53,10 +53,6 @@ pub(super) fn report(judged: &[Judged], collection: &Collection, seconds: f64) -
     })
 }
 
-fn verdict(fails: bool) -> &'static str {
-    if fails { "refused" } else { "sound" }
-}
-
 fn file(judged: &Judged, subject: &Subject, inspection: &Inspection) -> Value {
     let findings = judged.findings().map(|(finding, accepted)| {
         let mut value = json!(finding);
@@ -66,7 +62,7 @@ fn file(judged: &Judged, subject: &Subject, inspection: &Inspection) -> Value {
         value
     });
     let mut value = json!({
-        "verdict": verdict(judged.fails),
+        "verdict": judged.verdict(),
         "file": { "path": judged.name, "bytes": subject.bytes() },
         "target": target(inspection, subject.container.as_deref()),
         "findings": findings.collect::<Vec<_>>(),

@@ -6,7 +6,7 @@ use xtask_core::message;
 
 use super::collection::{Collection, Subject};
 use super::policy::Accepted;
-use super::verdict::Judged;
+use super::verdict::{Judged, verdict};
 
 /// The details that are shown if not all are requested.
 const SHOWN: usize = 8;
@@ -38,7 +38,7 @@ pub(super) fn print_one(judged: &Judged, collection: &Collection, depth: Depth) 
             lines(finding, accepted, depth.is_whole(finding)).iter().for_each(|line| message!("{line}"));
         }
     }
-    let verdict = if judged.fails { "REFUSED" } else { "sound" };
+    let verdict = shown(judged.verdict());
     let warnings = judged
         .findings()
         .filter(|(finding, accepted)| finding.severity == Severity::Warned && accepted.is_none())
@@ -48,14 +48,15 @@ pub(super) fn print_one(judged: &Judged, collection: &Collection, depth: Depth) 
     message!("{verdict}{warned}: {} on {} with {}", judged.name, inspection.device.name, inspection.name());
 }
 
-/// Prints the files with findings that are no facts, the worst first, and the number of files of each severity.
+/// Prints the files with findings that are no facts, also those that a flag accepts, the worst first, and the number of files of each severity.
 pub(super) fn print_many(judged: &[Judged], collection: &Collection, depth: Depth) {
     let mut order: Vec<_> = judged.iter().zip(&collection.subjects).collect();
     order.sort_by_key(|(judged, subject)| {
         (std::cmp::Reverse(judged.worst()), !subject.is_entrypoint, &judged.name)
     });
     for (judged, subject) in order.iter().filter(|_| !depth.quiet) {
-        if judged.worst() > Severity::Informs || depth.facts {
+        let has_more = judged.findings().any(|(finding, _)| finding.severity > Severity::Informs);
+        if has_more || depth.facts {
             print_row(judged, subject, depth);
         }
     }
@@ -72,8 +73,13 @@ pub(super) fn print_many(judged: &[Judged], collection: &Collection, depth: Dept
     if !collection.unreadable.is_empty() {
         parts.push(format!("{} not read", collection.unreadable.len()));
     }
-    let verdict = if judged.iter().any(|judged| judged.fails) { "REFUSED" } else { "sound" };
+    let verdict = shown(verdict(judged));
     message!("{verdict}: {}; on {}", parts.join(", "), targets(collection));
+}
+
+/// Returns a verdict for the last line, in capitals if it fails.
+fn shown(verdict: &str) -> String {
+    if verdict == "sound" { verdict.to_owned() } else { verdict.to_uppercase() }
 }
 
 fn print_row(judged: &Judged, subject: &Subject, depth: Depth) {

@@ -57,11 +57,26 @@ impl Judged {
         self.report.findings.iter().zip(self.accepted.iter().copied())
     }
 
+    /// Returns `refused` if a refusal fails the file, `denied` if only `--deny` does, and otherwise `sound`.
+    pub(super) fn verdict(&self) -> &'static str {
+        match self.worst() {
+            Severity::Refused => "refused",
+            _ if self.fails => "denied",
+            _ => "sound",
+        }
+    }
+
     /// Returns the worst severity of the findings that no flag accepts.
     pub(super) fn worst(&self) -> Severity {
         let counted = self.findings().filter(|(_, accepted)| accepted.is_none());
         counted.map(|(finding, _)| finding.severity).max().unwrap_or(Severity::Informs)
     }
+}
+
+/// Returns the verdict about all files: that of the worst one.
+pub(super) fn verdict(judged: &[Judged]) -> &'static str {
+    let of_one = |verdict| judged.iter().any(|judged| judged.verdict() == verdict);
+    ["refused", "denied"].into_iter().find(|verdict| of_one(*verdict)).unwrap_or("sound")
 }
 
 /// Judges each file of the collection. The order is that of the subjects.
