@@ -39,8 +39,7 @@ const FAREWELL: Duration = Duration::from_secs(10);
 
 /// mount(2).
 const MS_RDONLY: c_ulong = 1;
-/// finit_module(2): the kernel decompresses the file.
-const MODULE_INIT_COMPRESSED_FILE: c_int = 4;
+/// finit_module(2).
 #[cfg(target_arch = "aarch64")]
 const SYS_FINIT_MODULE: c_long = 273;
 #[cfg(target_arch = "x86_64")]
@@ -113,11 +112,26 @@ fn work(mut port: File, shared: &Arc<Mutex<File>>) -> Result<End, String> {
         (Kind::Job, content) => Job::decode(&content).ok_or("the job is not complete")?,
         (kind, _) => return Err(format!("the host began with {kind:?}")),
     };
+    // This may wait for the other processor while this one mounts.
+    let processors = thread::spawn(start_processors);
     set_time(job.time);
     let_loopback_up().map_err(|error| format!("start the interface lo: {error}"))?;
     enter(&job)?;
+    processors.join().map_err(|_panic| "start the processors: the thread panicked")??;
     say(shared, Kind::Started, kernel().as_bytes()).map_err(|error| format!("{PORT}: {error}"))?;
     run(&job, port, shared).map_err(|error| format!("run the program: {error}"))
+}
+
+/// Starts the processors that the kernel has not started, because of `maxcpus=1` on its command line.
+fn start_processors() -> Result<(), String> {
+    let place = "/sys/devices/system/cpu";
+    let entries = fs::read_dir(place).map_err(|error| format!("{place}: {error}"))?;
+    // The processor that cannot be stopped has no such file, nor have the other entries.
+    let switches = entries.flatten().map(|entry| entry.path().join("online"));
+    for switch in switches.filter(|path| fs::read(path).is_ok_and(|state| state.starts_with(b"0"))) {
+        fs::write(&switch, "1").map_err(|error| format!("start {}: {error}", switch.display()))?;
+    }
+    Ok(())
 }
 
 /// Makes the file system of the program, and changes to it.
@@ -271,8 +285,7 @@ fn patiently<T>(mut attempt: impl FnMut() -> Result<T, String>) -> Result<T, Str
 fn load(path: &Path) -> Result<(), String> {
     let attempt = |error: io::Error| format!("load the module {}: {error}", path.display());
     let file = File::open(path).map_err(attempt)?;
-    let compressed = path.extension().is_some_and(|ending| ending != "ko");
-    let flags = if compressed { MODULE_INIT_COMPRESSED_FILE } else { 0 };
+    let flags: c_int = 0;
     // SAFETY: the descriptor is open, and the parameters are a string with a final zero.
     let result = unsafe { syscall(SYS_FINIT_MODULE, file.as_raw_fd(), c"".as_ptr(), flags) };
     if result == 0 { Ok(()) } else { Err(attempt(io::Error::last_os_error())) }

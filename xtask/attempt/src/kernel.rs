@@ -4,16 +4,16 @@
 //! ```text
 //! kernels/<key>/vmlinuz          the kernel
 //! kernels/<key>/version          the name of the package's file
-//! kernels/<key>/modules/NN-name  the modules, in the order in which they are loaded
+//! kernels/<key>/modules/NN-name  the modules, in the order in which they are loaded, without compression
 //! kernels/<key>.making/          a kernel that is being made; if its run died, the next one deletes it
 //! kernels/<key>.lock             held while a process makes, borrows or deletes the kernel
 //! ```
 
 use std::ffi::OsString;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use xtask_core::cache::Cache;
 use xtask_core::error::host_fault;
 use xtask_core::fs::{
@@ -29,29 +29,39 @@ use xtask_jobs::{Step, Ui, mirror};
 /// The script that downloads and unpacks the package.
 const SCRIPT: &str = include_str!("kernel.sh");
 
+/// The reason why a machine needs a module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Use {
+    Always,
+    /// A directory of this host is shared with the machine.
+    Share,
+    /// The machine has the disk of an image.
+    Disk,
+}
+
 /// The modules, in the order in which they are loaded: no module needs one after it. Each of them is a file of the
 /// package or built into the kernel.
-const MODULES: &[&str] = &[
+const MODULES: &[(Use, &str)] = &[
     // The devices of QEMU.
-    "virtio",
-    "virtio_ring",
-    "virtio_pci_legacy_dev",
-    "virtio_pci_modern_dev",
-    "virtio_pci",
-    "virtio_console",
-    // The shares with this host, and the writable layer above them.
-    "netfs",
-    "9pnet",
-    "9pnet_virtio",
-    "9p",
-    "overlay",
-    // The disk of an image. ext4 asks for crc32c by the name of an algorithm, which no file of the initramfs answers.
-    "virtio_blk",
-    "crc32c_generic",
-    "crc16",
-    "mbcache",
-    "jbd2",
-    "ext4",
+    (Use::Always, "virtio"),
+    (Use::Always, "virtio_ring"),
+    (Use::Always, "virtio_pci_legacy_dev"),
+    (Use::Always, "virtio_pci_modern_dev"),
+    (Use::Always, "virtio_pci"),
+    (Use::Always, "virtio_console"),
+    (Use::Share, "netfs"),
+    (Use::Share, "9pnet"),
+    (Use::Share, "9pnet_virtio"),
+    (Use::Share, "9p"),
+    // The writable layer above shares and disks.
+    (Use::Always, "overlay"),
+    // ext4 asks for crc32c by the name of an algorithm, which no file of the initramfs answers.
+    (Use::Disk, "virtio_blk"),
+    (Use::Disk, "crc32c_generic"),
+    (Use::Disk, "crc16"),
+    (Use::Disk, "mbcache"),
+    (Use::Disk, "jbd2"),
+    (Use::Disk, "ext4"),
 ];
 
 /// A kernel that a run can boot.
@@ -63,8 +73,8 @@ pub(crate) struct Bootable {
     pub(crate) modules: Vec<(String, Vec<u8>)>,
 }
 
-/// Returns the kernel, and downloads it if it is not in the cache.
-pub(crate) fn ensure(cache: &Cache, kernel: Kernel, run: &RunDir, ui: &Ui) -> Result<Bootable> {
+/// Returns the kernel with the modules for `uses`, and downloads it if it is not in the cache.
+pub(crate) fn ensure(cache: &Cache, kernel: Kernel, uses: &[Use], run: &RunDir, ui: &Ui) -> Result<Bootable> {
     make_private_dir(&cache.kernels())?;
     let _held = lock(&cache.kernels().join(format!("{}.lock", kernel.key())), || ui.check())?;
     let directory = kernel.directory(cache);
@@ -84,12 +94,12 @@ pub(crate) fn ensure(cache: &Cache, kernel: Kernel, run: &RunDir, ui: &Ui) -> Re
     }
     // The time of the last use, for `image prune`.
     write_private(&directory.join("used"), "")?;
-    borrow(&directory, &run.work())
+    borrow(&directory, &run.work(), uses)
 }
 
-/// Gives a run its own name of the kernel, and reads the modules. After that, the run needs no lock: another process may
+/// Gives a run its own name of the kernel, and reads the modules for `uses`. After that, the run needs no lock: another process may
 /// delete the directory.
-fn borrow(directory: &Path, work: &Path) -> Result<Bootable> {
+fn borrow(directory: &Path, work: &Path, uses: &[Use]) -> Result<Bootable> {
     let (kept, image) = (directory.join("vmlinuz"), work.join("vmlinuz"));
     match std::fs::hard_link(&kept, &image) {
         // The kernels may be on another file system, behind a symbolic link.
@@ -99,11 +109,36 @@ fn borrow(directory: &Path, work: &Path) -> Result<Bootable> {
         linked => linked.with_context(|| format!("link {} to {}", kept.display(), image.display()))?,
     }
     let mut modules = Vec::new();
-    for path in entries(&directory.join("modules")) {
-        modules.push((file_name(&path), fs_err::read(&path)?));
+    for (number, (needed, name)) in MODULES.iter().enumerate() {
+        let name = place_of(number, name);
+        let path = directory.join("modules").join(&name);
+        // A module without a file is built into the kernel.
+        if uses.contains(needed) && path.exists() {
+            modules.push((name, fs_err::read(&path)?));
+        }
     }
-    modules.sort();
     Ok(Bootable { image, modules })
+}
+
+/// Returns the name of a module's file in the cache.
+fn place_of(number: usize, name: &str) -> String {
+    format!("{number:02}-{name}.ko")
+}
+
+/// Returns the content of a module without compression. The emulated machine would take longer to decompress it.
+fn content_of(path: &Path) -> Result<Vec<u8>> {
+    let content = fs_err::read(path)?;
+    match path.extension().and_then(|ending| ending.to_str()) {
+        Some("ko") => Ok(content),
+        Some("xz") => {
+            let mut plain = Vec::new();
+            lzma_rust2::XzReader::new(content.as_slice(), true)
+                .read_to_end(&mut plain)
+                .with_context(|| format!("decompress {}", path.display()))?;
+            Ok(plain)
+        }
+        _ => bail!("decompress {}: it is not compressed with xz", path.display()),
+    }
 }
 
 /// Makes the kernel's directory beside its final place, and renames it when it is complete. The caller holds the lock.
@@ -183,13 +218,13 @@ fn arrange(directory: &Path) -> Result<String> {
     let builtin =
         fs_err::read_to_string(list.with_context(|| format!("find modules.builtin in {version}"))?)?;
     make_private_dir(&directory.join("modules"))?;
-    for (number, name) in MODULES.iter().enumerate() {
+    for (number, (_, name)) in MODULES.iter().enumerate() {
         let is_it =
             |path: &&PathBuf| file_name(path).split_once(".ko").is_some_and(|(stem, _)| stem == *name);
         match files.iter().find(is_it) {
             Some(path) => {
-                let place = directory.join("modules").join(format!("{number:02}-{}", file_name(path)));
-                fs_err::rename(path, place)?;
+                let place = directory.join("modules").join(place_of(number, name));
+                write_private(&place, content_of(path)?)?;
             }
             None => {
                 let is_builtin = builtin.lines().any(|line| line.ends_with(&format!("/{name}.ko")));
@@ -221,6 +256,8 @@ fn file_name(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use xtask_core::fs::{MARKER, is_own};
 
     use super::*;
@@ -228,23 +265,44 @@ mod tests {
     /// Makes the tree of a package in which `missing` is neither a file nor built in.
     fn unpacked(missing: &str) -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
-        let put = |name: &str, text: &str| {
+        let put = |name: &str, content: &[u8]| {
             let path = directory.path().join(name);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
+            std::fs::write(path, content).unwrap();
         };
-        put(MARKER, "");
-        put("linux-image-6.12.1-arm64_6.12.1-1_arm64.deb", "package");
-        put("data.tar", "");
-        put("tree/boot/vmlinuz-6.12.1-arm64", "kernel");
-        let (files, builtin) = MODULES.split_at(3);
-        for name in files.iter().filter(|name| **name != missing) {
-            put(&format!("tree/usr/lib/modules/6.12.1/kernel/fs/{name}.ko.xz"), name);
+        put(MARKER, b"");
+        put("linux-image-6.12.1-arm64_6.12.1-1_arm64.deb", b"package");
+        put("data.tar", b"");
+        put("tree/boot/vmlinuz-6.12.1-arm64", b"kernel");
+        let (builtin, files) = MODULES.split_at(6);
+        for (_, name) in files.iter().filter(|(_, name)| *name != missing) {
+            put(&format!("tree/usr/lib/modules/6.12.1/kernel/fs/{name}.ko.xz"), &xz(name.as_bytes()));
         }
-        let line = |name: &&str| format!("kernel/drivers/{name}.ko\n");
-        let lines: String = builtin.iter().filter(|name| **name != missing).map(line).collect();
-        put("tree/usr/lib/modules/6.12.1/modules.builtin", &lines);
+        let line = |(_, name): &(Use, &str)| format!("kernel/drivers/{name}.ko\n");
+        let lines: String = builtin.iter().filter(|(_, name)| *name != missing).map(line).collect();
+        put("tree/usr/lib/modules/6.12.1/modules.builtin", lines.as_bytes());
         directory
+    }
+
+    fn xz(bytes: &[u8]) -> Vec<u8> {
+        let mut writer =
+            lzma_rust2::XzWriter::new(Vec::new(), lzma_rust2::XzOptions::with_preset(1)).unwrap();
+        writer.write_all(bytes).unwrap();
+        writer.finish().unwrap()
+    }
+
+    #[test]
+    fn a_module_is_decompressed() {
+        let directory = tempfile::tempdir().unwrap();
+        let read = |name: &str, bytes: &[u8]| {
+            std::fs::write(directory.path().join(name), bytes).unwrap();
+            content_of(&directory.path().join(name))
+        };
+        assert_eq!(read("a.ko.xz", &xz(b"code")).unwrap(), b"code");
+        assert_eq!(read("a.ko", b"code").unwrap(), b"code");
+        for name in ["a.ko.xz", "a.ko.zst"] {
+            assert!(read(name, b"code").unwrap_err().to_string().starts_with("decompress "));
+        }
     }
 
     #[test]
@@ -257,16 +315,23 @@ mod tests {
         assert_eq!(left, [MARKER, "modules", "version", "vmlinuz"]);
         assert!(is_own(directory.path()));
         let work = tempfile::tempdir().unwrap();
-        let Bootable { image, modules } = borrow(directory.path(), work.path()).unwrap();
+        let names = |uses: &[Use], work: &Path| {
+            let Bootable { image, modules } = borrow(directory.path(), work, uses).unwrap();
+            std::fs::remove_file(image).unwrap();
+            modules.into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+        };
+        let shares = ["06-netfs.ko", "07-9pnet.ko", "08-9pnet_virtio.ko", "09-9p.ko", "10-overlay.ko"];
+        assert_eq!(names(&[Use::Always, Use::Share], work.path()), shares);
+        assert_eq!(names(&[Use::Always, Use::Disk], work.path())[..2], ["10-overlay.ko", "11-virtio_blk.ko"]);
+        let Bootable { image, modules } = borrow(directory.path(), work.path(), &[Use::Always]).unwrap();
         std::fs::remove_dir_all(directory.path()).unwrap();
         assert_eq!(std::fs::read_to_string(image).unwrap(), "kernel");
-        let names: Vec<_> = modules.into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names, ["00-virtio.ko.xz", "01-virtio_ring.ko.xz", "02-virtio_pci_legacy_dev.ko.xz"]);
+        assert_eq!(modules, [("10-overlay.ko".to_owned(), b"overlay".to_vec())]);
     }
 
     #[test]
     fn a_package_without_a_module_is_refused() {
-        for missing in [MODULES[0], MODULES[MODULES.len() - 1]] {
+        for missing in [MODULES[0].1, MODULES[MODULES.len() - 1].1] {
             let error = arrange(unpacked(missing).path()).unwrap_err().to_string();
             assert!(error.ends_with(&format!("has no module {missing}")), "{error}");
         }

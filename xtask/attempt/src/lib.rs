@@ -39,6 +39,7 @@ use xtask_jobs::{Step, Ui};
 
 use container::Container;
 use ending::{Conclusion, Outcome};
+use kernel::Use;
 use machine::{Machine, Parts};
 use report::{Report, Seen};
 use root::{Base, Missing, Root};
@@ -218,7 +219,7 @@ impl<'a> Attempt<'a> {
         if let Root::Disk { directory, .. } = root {
             run.uses_image(directory)?;
         }
-        let kernel = kernel::ensure(&self.cache, self.kernel, run, ui)?;
+        let kernel = kernel::ensure(&self.cache, self.kernel, &program.uses(), run, ui)?;
         let step = Step { kind: "try", what: &self.device.name, title: "boot" };
         let (machine, session) = ui.step(&self.cache, step, || {
             ui.tick("the guest's first process is compiled")?;
@@ -269,6 +270,14 @@ impl Plan {
 }
 
 impl Program {
+    /// Returns what the machine needs modules for.
+    fn uses(&self) -> Vec<Use> {
+        let has_share = self.subject.share.is_some() || matches!(self.root, Root::Directory { .. });
+        let has_disk = matches!(self.root, Root::Disk { .. });
+        let all = [(Use::Always, true), (Use::Share, has_share), (Use::Disk, has_disk)];
+        all.into_iter().filter(|(_, needed)| *needed).map(|(one, _)| one).collect()
+    }
+
     fn job(&self) -> Result<Job> {
         let Subject { share, program, directory, environment, arguments, user, .. } = self.subject.clone();
         let root = match &self.root {

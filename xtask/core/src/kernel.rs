@@ -10,7 +10,7 @@ use crate::cache::Cache;
 pub const SUITE: &str = "trixie";
 
 /// The version of the layout of a kernel's directory. Raise it when the layout or the list of modules changes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// A kernel of Debian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

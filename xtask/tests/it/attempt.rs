@@ -96,7 +96,7 @@ int main(int argc, char **argv) {
     char line[64] = "", here[64];
     fgets(line, sizeof line, stdin);
     FILE *file = fopen("written", "w");
-    printf("%ld %s %s %s %s %s", sysconf(_SC_PAGESIZE), argv[0], argv[argc - 1], getenv("WORD"), getcwd(here, 64), line);
+    printf("%ld %ld %s %s %s %s %s", sysconf(_SC_PAGESIZE), sysconf(_SC_NPROCESSORS_ONLN), argv[0], argv[argc - 1], getenv("WORD"), getcwd(here, 64), line);
     fprintf(stderr, "to stderr\n");
     return file ? 7 : 8;
 }
@@ -114,7 +114,7 @@ fn the_program_ends_as_on_the_device() {
     child.stdin.take().unwrap().write_all(b"typed\n").unwrap();
     let output = child.wait_with_output().unwrap();
     assert_code(&output, 7);
-    assert_eq!(stdout(&output), "16384 /try/echo a b w /try typed\n");
+    assert_eq!(stdout(&output), "16384 2 /try/echo a b w /try typed\n");
     assert!(stderr(&output).contains("to stderr"), "{}", stderr(&output));
     let report: Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
     assert_eq!((&report["outcome"], &report["code"]), (&"exited".into(), &7.into()), "{report}");
