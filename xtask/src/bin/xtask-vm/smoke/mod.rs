@@ -56,7 +56,7 @@ use xtask_inspection::check_agent;
 use xtask_jobs::Ui;
 
 use crate::guest::filesystem::CHECKER;
-use crate::guest::workload::{self as program, Workload};
+use crate::guest::workload::Workload;
 use disturbance::PlannedDisturbance;
 use fault::Fault;
 use image::ComingImage;
@@ -243,7 +243,8 @@ fn build(run: &Run<'_>, args: &SmokeArgs) -> Result<((Agent, Workload), String)>
     let foreign = run.options.sabotage == Some(Sabotage::ForeignImage);
     let guest = if foreign { other } else { arch };
     let has_small_pages = run.options.sabotage == Some(Sabotage::SmallPages);
-    let workload = program::made(run.workspace, &run.cache, guest, has_small_pages).map_err(|error| {
+    let made = crate::guest::workload::made(run.workspace, &run.cache, guest, has_small_pages);
+    let workload = made.map_err(|error| {
         let hint = "a static executable needs the C library's archive, libc.a: cargo xtask preflight --fix";
         error::host_fault(error, format!("make the smoke's workload for {guest}"), hint)
     })?;
