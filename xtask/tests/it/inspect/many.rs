@@ -227,3 +227,12 @@ fn a_baseline_and_flags_decide_what_counts() {
     let results = report(&output)["runs"][0]["results"].clone();
     assert_eq!(results[0]["ruleId"], "segment-alignment");
 }
+
+/// root can read every file of a disk, but nobody can read /proc/PID/task/TID/clear_refs (proc(5)).
+#[test]
+fn what_cannot_be_read_is_not_called_sound() {
+    let (scratch, shipped) = (Scratch::new(), Shipped::new(""));
+    let output = inspect(&scratch, &[&shipped.path("bin"), Path::new("/proc/self/task")], &["--json"]);
+    assert_eq!(output.status.code(), Some(2), "{}", message(&output));
+    assert_eq!(report(&output)["verdict"], "incomplete");
+}

@@ -36,7 +36,7 @@ pub(super) fn report(judged: &[Judged], collection: &Collection, seconds: f64) -
         .zip(&collection.subjects)
         .map(|(judged, subject)| file(judged, subject, &collection.judges[subject.judge].inspection))
         .collect();
-    let verdict = verdict(judged);
+    let verdict = verdict(judged, collection);
     if collection.is_single
         && let Some(Value::Object(mut only)) = files.pop()
     {

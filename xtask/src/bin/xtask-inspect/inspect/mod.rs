@@ -91,6 +91,7 @@ fn judge(collection: &Collection, policy: &Policy, ui: &Ui) -> Result<Vec<Judged
 
 fn conclude(args: &InspectArgs, policy: &Policy, judged: &[Judged], collection: &Collection) -> Result<bool> {
     if let Some(path) = args.baseline.as_ref().filter(|_| args.write_baseline) {
+        check_complete(collection)?;
         let count = policy::write(path, judged)?;
         message!("{} lists {count} findings", path.display());
         return Ok(false);
@@ -104,12 +105,16 @@ fn conclude(args: &InspectArgs, policy: &Policy, judged: &[Judged], collection: 
     if judged.iter().any(|judged| judged.fails) {
         return Ok(true);
     }
-    let Some(first) = collection.unreadable.first() else { return Ok(false) };
+    check_complete(collection)?;
+    Ok(false)
+}
+
+fn check_complete(collection: &Collection) -> Result<(), Failure> {
+    let Some(first) = collection.unreadable.first() else { return Ok(()) };
     let count = collection.unreadable.len();
-    let message = format!(
+    Err(Failure::usage(format!(
         "{count} files or directories could not be read, for example {first}; make them readable for this user"
-    );
-    Err(Failure::usage(message).into())
+    )))
 }
 
 /// Builds the agent unless it is up to date. Returns the path of its executable.

@@ -73,7 +73,7 @@ pub(super) fn print_many(judged: &[Judged], collection: &Collection, depth: Dept
     if !collection.unreadable.is_empty() {
         parts.push(format!("{} not read", collection.unreadable.len()));
     }
-    let verdict = shown(verdict(judged));
+    let verdict = shown(verdict(judged, collection));
     message!("{verdict}: {}; on {}", parts.join(", "), targets(collection));
 }
 

@@ -73,10 +73,12 @@ impl Judged {
     }
 }
 
-/// Returns the verdict about all files: that of the worst one.
-pub(super) fn verdict(judged: &[Judged]) -> &'static str {
+/// Returns the verdict about all files: that of the worst one. It is `incomplete` if none fails and some could not be
+/// read.
+pub(super) fn verdict(judged: &[Judged], collection: &Collection) -> &'static str {
     let of_one = |verdict| judged.iter().any(|judged| judged.verdict() == verdict);
-    ["refused", "denied"].into_iter().find(|verdict| of_one(*verdict)).unwrap_or("sound")
+    let complete = if collection.unreadable.is_empty() { "sound" } else { "incomplete" };
+    ["refused", "denied"].into_iter().find(|verdict| of_one(*verdict)).unwrap_or(complete)
 }
 
 /// Judges each file of the collection. The order is that of the subjects.
