@@ -101,6 +101,10 @@ pub trait Tree {
     fn list(&self, directory: &str) -> Vec<String>;
     /// Returns a file's content. Symbolic links are followed within the tree.
     fn read(&self, path: &str) -> Option<Vec<u8>>;
+    /// Returns the library at a path; `None` if there is no file, or if it is no library.
+    fn library(&self, path: &str) -> Option<Library> {
+        Library::read(path, &self.read(path)?)
+    }
 }
 
 impl Inventory {
@@ -154,7 +158,7 @@ impl Inventory {
 
     fn take(&mut self, tree: &dyn Tree, directory: &str, names: &[String]) {
         let paths = names.iter().filter(|name| is_library(name)).map(|name| format!("{directory}/{name}"));
-        let read = paths.filter_map(|path| tree.read(&path).and_then(|bytes| Library::read(&path, &bytes)));
+        let read = paths.filter_map(|path| tree.library(&path));
         self.libraries.extend(read);
     }
 
@@ -163,7 +167,7 @@ impl Inventory {
     pub(crate) fn glibc(&self, machine: u16, tree: Option<&dyn Tree>) -> Option<String> {
         let paths = self.search.iter().map(|directory| format!("{directory}/libc.so.6"));
         let mut found = paths.filter_map(|path| match tree {
-            Some(tree) => Library::read(&path, &tree.read(&path)?),
+            Some(tree) => tree.library(&path),
             None => self.at(&path).cloned(),
         });
         let libc = found.find(|library| library.machine == machine)?;
@@ -290,6 +294,10 @@ impl Tree for Overlay<'_> {
 
     fn read(&self, path: &str) -> Option<Vec<u8>> {
         self.upper.read(path).or_else(|| self.lower.read(path))
+    }
+
+    fn library(&self, path: &str) -> Option<Library> {
+        self.upper.library(path).or_else(|| self.lower.library(path))
     }
 }
 

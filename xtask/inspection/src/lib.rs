@@ -22,11 +22,13 @@ use xtask_core::image::choice::Choice;
 mod devices;
 pub mod inventory;
 mod judge;
+mod kept;
 
 pub use devices::{arch_of_file, device_named, requested_arch};
 pub use judge::Judge;
 
 use devices::unknown_device;
+use kept::{Kept, KeptTree};
 
 /// The target with which an executable is compared.
 #[derive(Debug)]
@@ -44,6 +46,10 @@ pub struct Inspection {
     kernel_is_known: bool,
     /// The unit that runs the executable, if it is the agent.
     hardened: Option<String>,
+    /// The name of the files for messages, if it is not that of `place`.
+    label: Option<String>,
+    /// The libraries that were read.
+    kept: Kept,
 }
 
 /// The agent's unit, which sets `MemoryDenyWriteExecute=yes` (agent/dist/iot-agent.service).
@@ -126,6 +132,8 @@ impl Inspection {
             library_path: Vec::new(),
             kernel_is_known: args.image.is_some(),
             hardened,
+            label: None,
+            kept: Kept::default(),
         })
     }
 
@@ -179,6 +187,8 @@ impl Inspection {
             library_path: Vec::new(),
             kernel_is_known: true,
             hardened,
+            label: None,
+            kept: Kept::default(),
         }
     }
 
@@ -197,8 +207,17 @@ impl Inspection {
         }
     }
 
-    /// Returns the name of the image or the path of the directory.
+    /// Returns the same target, whose files have this name in messages.
+    #[must_use]
+    pub fn with_label(self, label: String) -> Self {
+        Self { label: Some(label), ..self }
+    }
+
+    /// Returns the label, the name of the image, or the path of the directory.
     pub fn name(&self) -> String {
+        if let Some(label) = &self.label {
+            return label.clone();
+        }
         match &self.place {
             DeviceRoot::Image(image, _) => image.name.clone(),
             DeviceRoot::Sysroot(path, _) => path.display().to_string(),
@@ -219,9 +238,13 @@ impl Inspection {
         let root = self.root_above(&directory);
         let inside = directory.strip_prefix(&root).ok().and_then(Path::to_str);
         let inside = inside.map(|inside| format!("/{inside}"));
-        let tree = Sysroot(root);
+        let tree = self.tree(root);
         let origin = inside.as_deref().map(|directory| Origin { tree: &tree, directory });
         self.look(bytes, origin)
+    }
+
+    fn tree(&self, root: PathBuf) -> KeptTree<'_> {
+        KeptTree { tree: Sysroot(root), kept: &self.kept }
     }
 
     /// Returns the directories with files of the target: the package, and then the sysroot.
@@ -268,11 +291,11 @@ impl Inspection {
         let (upper, lower, overlay);
         match &self.place {
             DeviceRoot::Sysroot(path, inventory) => {
-                lower = Sysroot(path.clone());
+                lower = self.tree(path.clone());
                 target.tree = Some(match &self.package {
                     None => &lower as &dyn Tree,
                     Some(package) => {
-                        upper = Sysroot(package.clone());
+                        upper = self.tree(package.clone());
                         overlay = Overlay { upper: &upper, lower: &lower };
                         &overlay
                     }

@@ -148,6 +148,9 @@ fn the_environment_of_an_image_adds_libraries() {
         ids(&report(&output), "bin/program")
     };
     assert_eq!(judged(&[]), [pair("refused", "needed")]);
+    let output = inspect(&scratch, &[&image(&shipped, &["program"], &[])], &["--explain"]);
+    let text = message(&output);
+    assert!(text.contains(".tar has no such library") && !text.contains("/runs/"), "{text}");
     assert_eq!(judged(&["LD_LIBRARY_PATH=/opt"]), []);
     build(&hidden, "libsmall.so", Tool::Arm, &format!("-shared -fPIC {SMALL_PAGES}"), "int small;\n");
     // The loader goes on without a library that it cannot load. It searches a name without a slash.

@@ -107,7 +107,7 @@ fn found_all(elf: &Elf<'_>, needed: &[String], loaded: &Loaded, target: &Target<
             "inspect the package together with the packages on which it depends: unpack all of them, and name the directory with --sysroot"
         }
         false => {
-            "install the package that has it in the image (packages of xtask/core/images.toml), or link it statically"
+            "install the package that has it in the image (for an image of the catalogue, `packages` in xtask/core/images.toml), or link it statically"
         }
     };
     // If the file is a library, the program that loads it may have loaded the missing libraries already. If it has

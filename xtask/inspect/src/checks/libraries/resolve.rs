@@ -191,9 +191,8 @@ impl<'a> Files<'a> {
     ) -> Option<(Library, bool)> {
         let path = format!("{directory}/{name}");
         if beside {
-            let bytes = self.target.origin?.tree.read(&path)?;
-            let library = Library::read(&path, &bytes).filter(|library| library.machine == self.machine)?;
-            return Some((library, true));
+            let library = self.target.origin?.tree.library(&path)?;
+            return (library.machine == self.machine).then_some((library, true));
         }
         if self.target.tree.is_none() && !self.inventory.covers(&normalised(directory)) {
             unread.push(directory.to_owned());
@@ -204,7 +203,7 @@ impl<'a> Files<'a> {
     /// Returns the target's library at a path. The loader skips libraries of other machines.
     fn target_library(&self, path: &str) -> Option<Library> {
         let library = match self.target.tree {
-            Some(tree) => Library::read(path, &tree.read(path)?)?,
+            Some(tree) => tree.library(path)?,
             None => self.inventory.at(&normalised(path))?.clone(),
         };
         (library.machine == self.machine).then_some(library)

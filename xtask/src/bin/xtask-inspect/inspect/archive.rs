@@ -119,6 +119,7 @@ fn add_image(
     let args = InspectArgs { arch: Some(arch), sysroot: Some(root.clone()), ..args.clone() };
     let directories = list(config, "LD_LIBRARY_PATH").filter(|part| part.starts_with('/'));
     let inspection = Inspection::from_args(&args)?.with_library_path(directories);
+    let inspection = inspection.with_label(path.display().to_string());
     let preloaded = preloaded(config, root, &inspection);
     let judge = collection.add_judge(inspection);
     let program = config.program(root)?;

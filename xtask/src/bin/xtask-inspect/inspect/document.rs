@@ -64,7 +64,7 @@ fn file(judged: &Judged, subject: &Subject, inspection: &Inspection) -> Value {
     let mut value = json!({
         "verdict": judged.verdict(),
         "file": { "path": judged.name, "bytes": subject.bytes() },
-        "target": target(inspection, subject.container.as_deref()),
+        "target": target(inspection),
         "findings": findings.collect::<Vec<_>>(),
     });
     if let Some(container) = &subject.container {
@@ -74,7 +74,7 @@ fn file(judged: &Judged, subject: &Subject, inspection: &Inspection) -> Value {
     value
 }
 
-fn target(inspection: &Inspection, container: Option<&str>) -> Value {
+fn target(inspection: &Inspection) -> Value {
     let libraries = match &inspection.place {
         DeviceRoot::Image(image, None) => json!({
             "from": image.name, "known": "release",
@@ -84,9 +84,7 @@ fn target(inspection: &Inspection, container: Option<&str>) -> Value {
             "from": image.name, "known": "all", "source": inventory.source,
             "libraries": inventory.libraries.len(),
         }),
-        DeviceRoot::Sysroot(path, _) => {
-            json!({ "from": container.map_or_else(|| path.to_string_lossy(), Into::into), "known": "all" })
-        }
+        DeviceRoot::Sysroot(..) => json!({ "from": inspection.name(), "known": "all" }),
     };
     json!({
         "arch": inspection.arch, "device": inspection.device.name, "about": inspection.device.about,

@@ -127,11 +127,8 @@ fn targets(collection: &Collection) -> String {
         .iter()
         .map(|subject| {
             let inspection = &collection.judges[subject.judge].inspection;
-            let place = match &subject.container {
-                Some(name) => format!("the files of {name}"),
-                None => inspection.name(),
-            };
-            format!("{} with {place}", inspection.device.name)
+            let files = if subject.container.is_some() { "the files of " } else { "" };
+            format!("{} with {files}{}", inspection.device.name, inspection.name())
         })
         .collect();
     used.into_iter().collect::<Vec<_>>().join(", ")
