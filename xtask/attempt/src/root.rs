@@ -175,4 +175,35 @@ mod tests {
         assert_eq!(root.within(&inner), Some(PathBuf::from("/usr/lib/x")));
         assert_eq!(root.within(Path::new("/elsewhere")), None);
     }
+
+    #[test]
+    fn a_sysroot_is_a_directory_or_an_archive_of_a_file_system() {
+        let directory = tempfile::tempdir().unwrap();
+        let real = directory.path().canonicalize().unwrap();
+        let ready = Base::Ready(Root::Directory { path: real.clone(), name: real.display().to_string() });
+        assert_eq!(Base::of_sysroot(directory.path()).unwrap(), ready);
+        let of = |bytes: &[u8]| {
+            std::fs::write(real.join("archive"), bytes).unwrap();
+            Base::of_sysroot(&directory.path().join("archive"))
+        };
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(0);
+        tar.append_data(&mut header, "usr/lib/x", &b""[..]).unwrap();
+        assert_eq!(of(&tar.into_inner().unwrap()).unwrap(), Base::Archive(real.join("archive")));
+        let refused: [(&[u8], &str); 2] = [
+            (
+                b"hsqs....",
+                "it is a squashfs file system; name a directory, a container image or a tar archive",
+            ),
+            (b"text", "it is neither a directory nor an archive"),
+        ];
+        for (bytes, words) in refused {
+            let error = of(bytes).unwrap_err();
+            assert_eq!(xtask_core::error::code(&error), 2, "{error:#}");
+            assert!(error.to_string().ends_with(words), "{error}");
+        }
+        let error = Base::of_sysroot(&real.join("missing")).unwrap_err();
+        assert_eq!(xtask_core::error::code(&error), 2, "{error:#}");
+    }
 }

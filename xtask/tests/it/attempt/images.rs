@@ -61,10 +61,11 @@ fn oci(images: &[(&str, &[u8], &Value)]) -> Vec<u8> {
 /// Makes an archive of `docker save`, compressed with zstd.
 fn docker(layer: &[u8], process: &Value) -> Vec<u8> {
     let config = config("arm64", layer, process);
-    let manifest =
-        json!([{ "Config": "config.json", "RepoTags": ["t:1"], "Layers": ["layer.tar"] }]).to_string();
+    let digest = |bytes: &[u8]| Algorithm::Sha256.of(bytes).hex().to_owned();
+    let names = [format!("{}.json", digest(&config)), format!("{}/layer.tar", digest(layer))];
+    let manifest = json!([{ "Config": names[0], "RepoTags": ["t:1"], "Layers": [names[1]] }]).to_string();
     let files: [(&str, &[u8]); 3] =
-        [("config.json", &config), ("layer.tar", layer), ("manifest.json", manifest.as_bytes())];
+        [(&names[0], &config), (&names[1], layer), ("manifest.json", manifest.as_bytes())];
     zstd::encode_all(tarball(&files).as_slice(), 1).unwrap()
 }
 
