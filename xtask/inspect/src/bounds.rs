@@ -2,6 +2,8 @@
 //! have neither symbols nor records for the unwinder. It then seems to be part of the function before it, and no path from
 //! the start of that function leads to it.
 
+use std::ops::Range;
+
 use crate::elf::Elf;
 use crate::functions::{Needy, Path, Section, reached};
 use crate::isa::Mention;
@@ -77,16 +79,27 @@ pub(crate) fn entered_inside(section: &Section<'_, '_>, found: &[Needy], wanted:
     };
     let ranges: Vec<_> =
         found.iter().filter(unreached).map(|needy| functions.range(needy.function as usize)).collect();
-    let most = code.bytes.len() / 64;
-    let mut inside = Vec::new();
     if ranges.is_empty() {
-        return inside;
+        return Vec::new();
     }
     let doubtful = Doubtful { section, ranges };
-    isa.mentions(code.bytes, code.address, |from, to, how| {
-        if inside.len() < most && doubtful.is_shown(from, to, how) {
-            inside.push(to);
-        }
+    let most = code.bytes.len() / 64 + 64;
+    let shown = |part: Range<usize>| {
+        let mut shown = Vec::new();
+        isa.mentions(&code.bytes[part.clone()], code.address + part.start as u64, |from, to, how| {
+            if shown.len() < most / 2 && doubtful.is_shown(from, to, how) {
+                shown.push(to);
+            }
+        });
+        shown
+    };
+    // Both cores of a small machine read one half each.
+    let middle = functions.range(functions.holding((code.bytes.len() / 2) as u32)).0;
+    let mut inside = std::thread::scope(|scope| {
+        let second = scope.spawn(|| shown(middle..code.bytes.len()));
+        let mut all = shown(0..middle);
+        all.extend(second.join().expect("decoding does not panic"));
+        all
     });
     pointers(elf, |to| {
         if inside.len() < most && doubtful.may_begin(to) {

@@ -57,6 +57,9 @@ impl Graph {
                 *decides = *decides || facts.places(function).any(|place| written.holds(place));
             }
         }
+        for (function, decides) in decides.iter_mut().enumerate() {
+            *decides = *decides || asks_lazily(&facts, &callers, function);
+        }
         let count = decides.len();
         let mut graph = Self {
             facts,
@@ -237,6 +240,13 @@ fn events(section: &Section<'_, '_>, function: usize, mut each: impl FnMut(Event
     let (start, end) = section.functions.range(function);
     let body = section.code.bytes.get(start..end).unwrap_or_default();
     section.isa.events(body, section.code.address + start as u64, |_, event| each(event));
+}
+
+/// Returns whether a function tests a variable and calls a function that calls one that asks. The variable then has the
+/// answer, which is asked for when it is needed for the first time. Outline atomics may write the variable, so that the
+/// store is not seen.
+fn asks_lazily(facts: &Facts, callers: &[bool], function: usize) -> bool {
+    facts.tests(function) && facts.edges(function).any(|(callee, is_call)| is_call && callers[callee])
 }
 
 /// Returns the places in which answers of the processor are stored, and the direct callers of functions that ask. A

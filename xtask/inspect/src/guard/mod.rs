@@ -3,7 +3,8 @@
 //!
 //! - A function *decides* if it asks the processor (`getauxval(AT_HWCAP)`, an identification register, CPUID,
 //!   `/proc/cpuinfo`), if an `IRELATIVE` relocation or an ifunc symbol names it, or if it reads what such a function
-//!   wrote. A function that decides is *guarded*. A function that it calls, or whose address it takes, is *guarded*
+//!   wrote. It also decides if it tests a variable and calls a direct caller of such a function: the variable is filled
+//!   when it is needed for the first time. A function that decides is *guarded*. A function that it calls, or whose address it takes, is *guarded*
 //!   too, unless calls from the entry point also lead there.
 //! - A function is *plain* if calls lead to it from the entry point or `main`, and if no function on the way decides or
 //!   calls a function that asks. A plain function itself calls no function that asks, and does not branch on a

@@ -120,6 +120,12 @@ fn offset(word: u32, low: u32, width: u32) -> i64 {
     (i64::from(field) << shift) >> shift << 2
 }
 
+/// Returns whether a word is a branch with a condition: B.cond, CBZ, TBZ and their variants.
+#[inline]
+pub(super) fn is_conditional(word: u32) -> bool {
+    word & 0xfe00_0000 == 0x5400_0000 || word & 0x7c00_0000 == 0x3400_0000
+}
+
 /// Returns where control goes after the word at `address`.
 pub(super) fn flow(word: u32, address: u64) -> Flow {
     let to = |low, width| address.wrapping_add_signed(offset(word, low, width));
@@ -295,7 +301,8 @@ pub(super) fn events(code: &[u8], address: u64, mut event: impl FnMut(u64, Event
             Some((register, value)) => tracker.write(register, Some(value)),
             None => tracker.step(word, at, |found| event(at, found)),
         }
-        if let Flow::Branch(to) = flow(word, at)
+        if is_conditional(word)
+            && let Flow::Branch(to) = flow(word, at)
             && leaves(to)
         {
             event(at, Event::Jump { to, argument: None });

@@ -1,6 +1,6 @@
 //! Tells the instructions of A64 from the numbers that lie among them, and finds the places that the code names.
 
-use super::a64::{Tracker, decode, flow, words};
+use super::a64::{Tracker, decode, flow, is_conditional, words};
 use super::{Event, Flow, Mention};
 
 /// The number of words on each side that must be instructions.
@@ -13,15 +13,16 @@ pub(super) fn mentions(code: &[u8], address: u64, mut mention: impl FnMut(u64, u
     let mut tracker = Tracker::default();
     for (at, word) in words(code) {
         let from = address.wrapping_add(at as u64);
-        tracker.step(word, from, |event| {
-            if let Event::Address(to) = event {
-                mention(from, to, Mention::Address);
-            }
+        tracker.step(word, from, |event| match event {
+            Event::Call { to, .. } => mention(from, to, Mention::Call),
+            Event::Jump { to, .. } => mention(from, to, Mention::Branch),
+            Event::Address(to) => mention(from, to, Mention::Address),
+            _ => {}
         });
-        match flow(word, from) {
-            Flow::Call(to) => mention(from, to, Mention::Call),
-            Flow::Jump(to) | Flow::Branch(to) => mention(from, to, Mention::Branch),
-            Flow::Next | Flow::Computed | Flow::End => {}
+        if is_conditional(word)
+            && let Flow::Branch(to) = flow(word, from)
+        {
+            mention(from, to, Mention::Branch);
         }
     }
 }

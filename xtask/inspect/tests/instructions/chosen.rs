@@ -90,7 +90,9 @@ fn what_the_functions_that_are_called_need_is_no_choice() {
         let mut made = large_library(200, &[MRS, RET], &WORK);
         let at = made.address(197);
         made.put(at, &WORK.map(u32::to_le_bytes).concat());
-        assert_eq!(made.calling_at_start(function).worst(), severity, "{function}");
+        let finding = &made.calling_at_start(function).findings()[0];
+        // Both functions are judged alike, the one that is called and the one that is not.
+        assert_eq!((finding.severity, finding.details.len()), (severity, 2), "{finding:#?}");
     }
 }
 
@@ -138,4 +140,23 @@ fn an_address_may_be_the_sum_of_a_constant_and_a_place() {
         let made = Made::of(&functions).without_question().stripped().without_frames(1..2).into_library();
         assert_eq!(made.worst(), severity, "{sum:#x}");
     }
+}
+
+/// Rust's `cpufeatures` and others keep the answer in a variable, which outline atomics write.
+#[test]
+fn an_answer_may_be_asked_for_when_it_is_needed() {
+    const PAGE_OF_VARIABLES: u32 = 0x9000_0009 | 8 << 5;
+    const CBZ_OVER_TWO: u32 = 0x3400_0048;
+    let work = function(&WORK);
+    let made = |variable: u32, test: u32| {
+        let read = 0x3940_0128 | variable << 10;
+        let first = vec![PAGE_OF_VARIABLES, read, test, NOP, call(1), call(3) - 1, RET, NOP];
+        let mut functions = vec![first, function(&[call(1), RET]), function(&[MRS, RET]), work.clone()];
+        functions.push(function(&[RET]));
+        Made::of(&functions).without_question().stripped().without_frames(1..2)
+    };
+    let (_, variable) = made(0, NOP).slot();
+    let variable = (variable & 0xfff) as u32;
+    assert_eq!(made(variable, CBZ_OVER_TWO).worst(), Severity::Informs);
+    assert_eq!(made(variable, NOP).worst(), Severity::Refused);
 }
