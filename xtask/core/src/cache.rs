@@ -8,6 +8,7 @@
 //! <cache>/history/             the durations of phases, the outcomes of the last runs, and the failures of KVM
 //! <cache>/workload/            programs for guests, compiled, each by a digest of its inputs
 //! <cache>/kernels/<key>/       a kernel of Debian and its modules, for `try`
+//! <cache>/corpus/<sha256>/     a published package that `soak --corpus` judges
 //! <cache>/libvirt/             libvirt's record of QEMU's capabilities, for every run's embedded root
 //! ```
 
@@ -110,6 +111,11 @@ impl Cache {
     /// Returns the directory with the durations of phases in earlier runs on this machine.
     pub fn history(&self) -> PathBuf {
         self.root.join("history")
+    }
+
+    /// Returns the directory with the packages of the corpus.
+    pub fn corpus(&self) -> PathBuf {
+        self.root.join("corpus")
     }
 
     /// Returns the directory with the kernels that `try` boots.

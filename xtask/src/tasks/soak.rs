@@ -32,6 +32,19 @@ mod kills;
 const FUZZ_TEST: &[&str] =
     &["test", "--quiet", "--package", "inspect", "--test", "fuzz", "--", "--nocapture", "whatever"];
 
+/// The arguments that run the test of the corpus. It fetches gigabytes when it runs for the first time.
+const CORPUS_TEST: &[&str] = &[
+    "test",
+    "--quiet",
+    "--package",
+    "xtask-inspection",
+    "--test",
+    "corpus",
+    "--",
+    "--nocapture",
+    "--include-ignored",
+];
+
 /// The arguments that run the test of the pages. It prints the paths of its pictures.
 const PAGES_TEST: &[&str] =
     &["test", "--quiet", "--package", "xtask-reports", "--features", "real", "--", "--nocapture", "pages::"];
@@ -46,7 +59,7 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
     let agent_tests: Vec<_> = ci::AGENT_TESTS.split(' ').collect();
     let executions = args.fuzz.to_string();
     let fuzz = || tests(workspace, FUZZ_TEST, Some(("INSPECT_FUZZ_EXECUTIONS", &executions)));
-    let rest: [Kind<'_>; 7] = [
+    let rest: [Kind<'_>; 8] = [
         ("smoke".to_owned(), args.smokes, Box::new(|_| tidy(smoke(args, &["--fsck"])))),
         ("pair".to_owned(), args.pairs, Box::new(|_| tidy(pair(args)))),
         ("kill".to_owned(), args.kills, Box::new(|round| tidy(kills::kill_and_go_on(args, round)))),
@@ -56,6 +69,7 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
             Box::new(|_| tests(workspace, &agent_tests, Some(("IOT_AGENT_SOAK", "1")))),
         ),
         ("fuzz".to_owned(), (args.fuzz > 0).into(), Box::new(|_| fuzz())),
+        ("corpus".to_owned(), args.corpus.into(), Box::new(|_| tests(workspace, CORPUS_TEST, None))),
         ("reports".to_owned(), args.reports.into(), Box::new(|_| tests(workspace, PAGES_TEST, None))),
         ("all".to_owned(), args.all.into(), Box::new(|_| ci::run_tables(workspace))),
     ];

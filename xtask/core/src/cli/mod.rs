@@ -205,6 +205,10 @@ pub struct SoakArgs {
     /// The number of inspections of mutated executables
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub fuzz: u64,
+
+    /// Judge the published files of xtask/inspect/corpus.toml, and compare the findings with the recorded ones; needs pip, npm and apt-get
+    #[arg(long)]
+    pub corpus: bool,
 }
 
 /// The flags of `ci`.
