@@ -136,3 +136,23 @@ fn the_environment_counts_before_a_runpath() {
         assert_eq!(found, [expected]);
     }
 }
+
+/// ldconfig writes the directories of ld.so.conf into the cache, and glibc's loader reads only the cache.
+#[test]
+fn a_directory_of_the_configuration_counts_only_with_the_cache() {
+    let local = "/usr/local/lib/libx.so.9";
+    let configured = [("/etc/ld.so.conf", b"/usr/local/lib\n".to_vec()), (local, library("libx.so.9"))];
+    let mut tree = Files::new(&[GLIBC], configured);
+    let warnings = |tree: &Files, library_path: &[&str]| {
+        let report = inspected(&file(), tree, library_path);
+        let warned = report.of(Severity::Warned).filter(|finding| finding.id == "needed");
+        warned.map(|finding| finding.found.clone()).collect::<Vec<_>>()
+    };
+    let expected = format!("it needs {local}, which /etc/ld.so.cache does not list");
+    assert_eq!(warnings(&tree, &[]), [expected]);
+    assert!(warnings(&tree, &["/usr/local/lib"]).is_empty(), "LD_LIBRARY_PATH needs no cache");
+    tree.0.insert("/etc/ld.so.cache".to_owned(), format!("glibc-ld.so.cache1.1\0{local}\0").into());
+    assert!(warnings(&tree, &[]).is_empty());
+    let trusted = [("/usr/lib/aarch64-linux-gnu/libx.so.9", library("libx.so.9"))];
+    assert!(warnings(&Files::new(&[GLIBC], trusted), &[]).is_empty());
+}

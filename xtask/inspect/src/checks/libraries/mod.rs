@@ -1,5 +1,6 @@
 //! `needed`, `symbol-version`, `symbol`, `relr`: checks that the target has the libraries, and that they are new enough.
 
+mod cache;
 mod musl;
 mod relr;
 mod resolve;
@@ -37,6 +38,7 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
         Offers::Inventory(inventory) => {
             let loaded = load(elf, &needed, target, inventory);
             findings.push(found_all(elf, &needed, &loaded, target));
+            findings.extend(cache::check(elf, &loaded, target));
             findings.extend(versions::by_library(elf, &loaded, target));
             if !musl::is_asked_by(elf) {
                 findings.extend(symbols::check(elf, &loaded, target));

@@ -23,6 +23,8 @@ pub(super) struct Object {
     pub(super) beside: bool,
     /// The directories that the loader searches before the one with the object, and that were not read.
     pub(super) unread: Vec<String>,
+    /// True if the object was found in the directories that the loader searches for every program.
+    by_search: bool,
 }
 
 /// A library that was not found.
@@ -46,6 +48,11 @@ impl Loaded {
     /// Returns the library that was loaded for a name.
     pub(super) fn named(&self, name: &str) -> Option<&Object> {
         self.objects.iter().skip(1).find(|object| object.answers(name))
+    }
+
+    /// Returns the paths of the libraries that were found in the directories that the loader searches for every program.
+    pub(super) fn found_by_search(&self) -> impl Iterator<Item = &str> {
+        self.objects.iter().filter(|object| object.by_search).map(|object| object.library.path.as_str())
     }
 
     /// Returns the libraries that were found.
@@ -92,7 +99,8 @@ impl<'a> Files<'a> {
     pub(super) fn load(&self, file: Library) -> Loaded {
         let directory = self.target.origin.map(|origin| origin.directory.to_owned());
         let (name, unread) = (String::new(), Vec::new());
-        let root = Object { library: file, name, parent: 0, directory, beside: true, unread };
+        let root =
+            Object { library: file, name, parent: 0, directory, beside: true, unread, by_search: false };
         let searched = [&*self.target.library_path, &*self.search].concat();
         let mut loaded = Loaded { objects: vec![root], absent: Vec::new(), searched };
         let mut asked = BTreeSet::new();
@@ -128,7 +136,7 @@ impl<'a> Files<'a> {
         let found = if name.contains('/') {
             // The loader opens such a path as it is. What it is relative to is known only when the program starts.
             match name.starts_with('/') {
-                true => self.target_library(name).map(|library| (library, false)),
+                true => self.target_library(name).map(|library| (library, false, false)),
                 false => {
                     unread.push(format!("the working directory ({name})"));
                     None
@@ -136,17 +144,21 @@ impl<'a> Files<'a> {
             }
         } else {
             let places = self.search_path(objects, parent);
-            places.into_iter().find_map(|place| match place {
+            let before_search = places.len() - self.search.len();
+            places.into_iter().enumerate().find_map(|(index, place)| match place {
                 Directory::Unknown(text) => {
                     unread.push(text);
                     None
                 }
-                Directory::Known { path, beside } => self.in_directory(&path, beside, name, &mut unread),
+                Directory::Known { path, beside } => {
+                    let (library, beside) = self.in_directory(&path, beside, name, &mut unread)?;
+                    Some((library, beside, index >= before_search))
+                }
             })
         };
-        let Some((library, beside)) = found else { return Err(unread) };
+        let Some((library, beside, by_search)) = found else { return Err(unread) };
         let directory = library.path.rsplit_once('/').map(|(directory, _)| directory.to_owned());
-        Ok(Object { library, name: name.to_owned(), parent, directory, beside, unread })
+        Ok(Object { library, name: name.to_owned(), parent, directory, beside, unread, by_search })
     }
 
     /// Returns the directories that the loader searches for a library of `objects[parent]`, in order (ld.so(8)). musl's
