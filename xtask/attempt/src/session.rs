@@ -52,7 +52,11 @@ impl Session {
                 Ok(Ok((Kind::Started, kernel))) => return Ok(String::from_utf8_lossy(&kernel).into_owned()),
                 Ok(frame) => return Err(unexpected(frame, machine)),
                 Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
-                Err(_) => return Err(machine.fault("boot the machine")),
+                Err(RecvTimeoutError::Timeout) => {
+                    let limit = limits::TRY_BOOT.as_secs();
+                    return Err(machine.fault(&format!("boot the machine: no answer within {limit} s")));
+                }
+                Err(RecvTimeoutError::Disconnected) => return Err(machine.fault("boot the machine")),
             }
         }
     }

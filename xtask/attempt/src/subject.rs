@@ -166,7 +166,7 @@ fn check(ident: Ident, Core { arch, device }: Core<'_>) -> Result<(), String> {
         VmArchitecture::ALL.into_iter().find(|own| own.profile().elf_machine == ident.machine && is_64_bit);
     match own {
         Some(own) if own == arch && EXECUTABLE.contains(&ident.kind) => Ok(()),
-        Some(own) if own == arch => Err("it is an object file, not an executable; link it first".to_owned()),
+        Some(own) if own == arch => Err("it is an object file or a core dump, not an executable".to_owned()),
         Some(own) => {
             let other =
                 default_device(own).map_or(String::new(), |name| format!(", or try it with --device {name}"));
@@ -236,7 +236,7 @@ mod tests {
                 0o755,
                 "it is for x86_64, and pi5 is aarch64; build it for aarch64, or try it with --device max-x86",
             ),
-            (&header(2, 183, 1), 0o755, "object file"),
+            (&header(2, 183, 1), 0o755, "object file or a core dump"),
             (&header(1, 40, 2), 0o755, "neither x86_64 nor aarch64"),
             (b"text", 0o755, "neither an executable nor a script"),
             (b"", 0o755, "it is empty"),
