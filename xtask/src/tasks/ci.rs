@@ -73,14 +73,16 @@ const CACHED: &[Step<'_>] = &[("cached images", "xtask image verify")];
 const FIRST_LANE: &[Step<'_>] = &[
     ("smoke aarch64", "xtask smoke --cold --fsck --arch aarch64"),
     ("inspect", "IT inspect::"),
-    ("try", "IT attempt::"),
     ("images", "IT images:: --test-threads 2"),
     ("fresh hosts", "IT fresh_host:: --test-threads 2"),
 ];
 
 /// The second lane of steps that run machines.
-const SECOND_LANE: &[Step<'_>] =
-    &[("smoke x86_64", "xtask smoke --cold --fsck --arch x86_64"), ("warm", "IT warm:: --test-threads 2")];
+const SECOND_LANE: &[Step<'_>] = &[
+    ("smoke x86_64", "xtask smoke --cold --fsck --arch x86_64"),
+    ("warm", "IT warm:: --test-threads 2"),
+    ("try", "IT attempt::"),
+];
 
 /// The steps after the lanes. Most of the time, most of these tests wait for a boot.
 const CAN_FAIL: &[Step<'_>] = &[("the smoke can fail", "IT it_can_fail:: --test-threads 3")];
