@@ -6,7 +6,7 @@ use serde::Deserialize;
 use xtask_core::digest::Algorithm;
 
 /// The registry that has a package.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Source {
     Pypi,
