@@ -130,16 +130,15 @@ pub struct Event {
     pub what: String,
 }
 
-/// Truncates `text` to at most [`MAX_TEXT`] bytes.
+/// Shortens `text` to at most [`MAX_TEXT`] bytes. A text that is too long loses its middle, because an error begins with
+/// what was attempted and ends with the cause.
 pub fn shortened(text: &str) -> String {
     if text.len() <= MAX_TEXT {
         return text.to_owned();
     }
-    let mut end = MAX_TEXT - '…'.len_utf8();
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}…", &text[..end])
+    let half = (MAX_TEXT - '…'.len_utf8()) / 2;
+    let (start, end) = (text.floor_char_boundary(half), text.ceil_char_boundary(text.len() - half));
+    format!("{}…{}", &text[..start], &text[end..])
 }
 
 #[cfg(test)]
@@ -147,11 +146,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_are_truncated_between_characters() {
+    fn long_texts_lose_their_middle_between_characters() {
         assert_eq!(shortened("short"), "short");
+        let error = format!("remove the container: {}: read-only file system", "/long/path".repeat(50));
+        let cut = shortened(&error);
+        assert!(
+            cut.starts_with("remove the container: ") && cut.ends_with(": read-only file system"),
+            "{cut}"
+        );
         for text in ["x".repeat(MAX_TEXT + 1), "ü".repeat(MAX_TEXT), "€".repeat(MAX_TEXT)] {
             let cut = shortened(&text);
-            assert!(cut.len() <= MAX_TEXT && cut.ends_with('…'), "{cut}");
+            assert!(cut.len() <= MAX_TEXT && cut.len() > MAX_TEXT - 8 && cut.contains('…'), "{cut}");
         }
     }
 

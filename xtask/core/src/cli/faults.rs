@@ -189,7 +189,7 @@ impl Sabotage {
             Self::DeafAfterRejoin => (&[Rejoin], &["the agent's answer to a ping"]),
             Self::Recreates => (&[Rejoin], &["was started or made again"]),
             Self::RebootsItself => (&[Rejoin], &["the guest has rebooted by itself"]),
-            Self::ReadOnlyRoot => (&[Rejoin], &["root cannot write", "read-only"]),
+            Self::ReadOnlyRoot => (&[Rejoin], &["root cannot write"]),
             Self::ForgedStatus => (&[Join], &["another client of the bus has written"]),
             Self::OpenNetwork => (&[Join], &["that does not belong to the run"]),
             Self::StaleChain => (&[Boot], &["lies on"]),

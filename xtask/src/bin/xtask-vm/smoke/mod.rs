@@ -5,6 +5,7 @@
 mod answer;
 mod archive;
 mod boot;
+mod cause;
 pub(crate) mod compare;
 mod deployed;
 mod disturbance;

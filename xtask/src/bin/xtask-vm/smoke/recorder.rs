@@ -19,6 +19,7 @@ use xtask_core::report::{
 use xtask_core::runs::instance::InstanceRecord;
 use xtask_fleet::{Arrival, ReceivedStatus};
 
+use super::cause;
 use super::proof::Proof;
 use super::publish::publish;
 use super::run::Run;
@@ -66,7 +67,8 @@ impl<'a> Recorder<'a> {
         let times = &self.run.times;
         self.phase(phase, Some(limit), || {
             vm.deadline = times.deadline();
-            body(vm)
+            let outcome = body(vm);
+            cause::explained(vm, outcome)
         })
     }
 

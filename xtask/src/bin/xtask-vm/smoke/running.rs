@@ -306,14 +306,16 @@ impl RunningVm {
         }
     }
 
+    /// Returns whether the guest can be expected to answer a command. A guest that reboots by itself does not answer for
+    /// a while.
+    pub(super) fn answers_root(&mut self) -> bool {
+        self.target.condition() == Condition::Running && self.can_be_entered() && self.check_boots().is_ok()
+    }
+
     /// Reads the guest's journal of all boots and the state of cloud-init, systemd and podman, if the guest can be
     /// entered.
     pub(super) fn fetch_state(&mut self, run: &Run<'_>, directory: &Path) {
-        // A guest that reboots by itself does not answer for a while.
-        if self.target.condition() != Condition::Running
-            || !self.can_be_entered()
-            || self.check_boots().is_err()
-        {
+        if !self.answers_root() {
             return;
         }
         // Commands of a guest whose disk completes no writes may wait for ever.

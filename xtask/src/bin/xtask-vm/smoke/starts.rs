@@ -1,11 +1,12 @@
 //! The waits for a deployment that starts. If its container fails, the error has the container's last lines, because the
 //! agent reports only the exit code.
 
-use anyhow::{Error, Result};
+use anyhow::Result;
 use xtask_core::bail_guest;
-use xtask_core::error::{self, Kind};
+use xtask_core::error::Kind;
 use xtask_core::report::WorkloadEvidence;
 
+use super::cause::because;
 use super::deployed::{ExpectedAnswer, ExpectedDeployment};
 use super::observed::container_of;
 use super::proof::{Deployed, Proof};
@@ -97,33 +98,9 @@ fn shortened(text: &str) -> String {
     if lines.is_empty() { "nothing".to_owned() } else { lines.join("; ") }
 }
 
-/// Adds the innermost cause to an error. The error's own failure stays the outermost one.
-fn because(error: Error, cause: String) -> Error {
-    let Some(failure) = error::failure(&error).cloned() else { return error.context(cause) };
-    let causes: Vec<_> = error.chain().skip(1).map(ToString::to_string).collect();
-    causes.into_iter().rev().fold(Error::msg(cause), Error::context).context(failure)
-}
-
 #[cfg(test)]
 mod tests {
-    use xtask_core::error::Failure;
-
     use super::*;
-
-    #[test]
-    fn the_output_is_the_innermost_cause() {
-        let failed = Failure::guest("it is backing-off", "read the journals");
-        for (causes, expected) in [
-            (None, vec!["it is backing-off", "too old"]),
-            (Some("timed out"), vec!["it is backing-off", "timed out", "too old"]),
-        ] {
-            let error = causes
-                .map_or_else(|| failed.clone().into(), |cause| Error::msg(cause).context(failed.clone()));
-            let error = because(error, "too old".to_owned());
-            assert_eq!(error.chain().map(ToString::to_string).collect::<Vec<_>>(), expected);
-            assert_eq!((error::code(&error), error::hint(&error)), (1, Some("read the journals")));
-        }
-    }
 
     #[test]
     fn equal_lines_of_several_starts_are_one() {
