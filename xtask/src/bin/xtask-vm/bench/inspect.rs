@@ -1,4 +1,4 @@
-//! `cargo xtask bench inspect`: measures the whole command on the agent and on executables of 100 MB, and compares the
+//! `cargo xtask bench inspect`: measures `xtask-inspect`, without the build that precedes it, on the agent and on executables of 100 MB, and compares the
 //! times with their limits. The large executables use a feature that the device lacks, so that the calls between all
 //! their functions are followed.
 
@@ -12,7 +12,7 @@ use xtask_core::fs::write_private;
 use xtask_core::limits;
 
 use super::Bench;
-use super::preflight::{TimedCommand, xtask_binary};
+use super::preflight::{TimedCommand, binary_beside};
 
 /// The size of the large executables, in bytes.
 const LARGE: usize = 100_000_000;
@@ -36,7 +36,8 @@ fn command(what: &str, path: &Path, arch: VmArchitecture, limit: Duration) -> Re
     let device = arch.pick("x86-64-v4", "pi5");
     let path = path.to_str().context("a path in the cache is not UTF-8")?;
     let words = ["inspect", path, "--arch", &name, "--device", device].map(str::to_owned).into();
-    Ok(TimedCommand { what, program: xtask_binary()?, words, limit })
+    let program = binary_beside("xtask-inspect", "cargo xtask inspect --help")?;
+    Ok(TimedCommand { what, program, words, limit })
 }
 
 /// An instruction that no device of these measurements has: `rdseed eax`, and `cntb x0` of SVE.

@@ -51,8 +51,13 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
 
 /// Returns the path of `xtask`, which is in the directory of this program.
 pub(super) fn xtask_binary() -> Result<PathBuf> {
-    let path = std::env::current_exe().context("find this program")?.with_file_name("xtask");
-    ensure!(path.exists(), "find {}: `cargo xtask --help` builds it", path.display());
+    binary_beside("xtask", "cargo xtask --help")
+}
+
+/// Returns the path of another binary of this package, which is in the directory of this program. `command` builds it.
+pub(super) fn binary_beside(name: &str, command: &str) -> Result<PathBuf> {
+    let path = std::env::current_exe().context("find this program")?.with_file_name(name);
+    ensure!(path.exists(), "find {}: `{command}` builds it", path.display());
     Ok(path)
 }
 

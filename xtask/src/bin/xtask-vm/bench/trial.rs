@@ -10,6 +10,7 @@ use xtask_core::error::Failure;
 use xtask_core::format::round;
 use xtask_core::limits;
 
+use super::preflight::binary_beside;
 use super::{Bench, listed, median, rounded, timed};
 
 /// A program of the guest that needs no image: it is static, and prints at once.
@@ -45,8 +46,7 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
 
 /// Returns the seconds from the command to its first byte on stdout.
 fn first_output(bench: &Bench<'_>, path: &std::path::Path, device: &str) -> Result<f64> {
-    let program = std::env::current_exe().context("find this program")?.with_file_name("xtask-try");
-    ensure!(program.exists(), "find {}: `cargo xtask try --help` builds it", program.display());
+    let program = binary_beside("xtask-try", "cargo xtask try --help")?;
     let mut command = Command::new(&program);
     command.args(["try", "--quiet", "--device", device]).arg(path).current_dir(bench.workspace.root());
     command.stdin(Stdio::null()).stdout(Stdio::piped());
