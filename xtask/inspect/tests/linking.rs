@@ -162,6 +162,20 @@ fn packed_relocations_need_a_loader_that_knows_them() {
 }
 
 #[test]
+fn directories_of_a_build_machine_are_warned_of() {
+    for (runpath, expected) in [
+        (b"$ORIGIN/lib", Severity::Informs),
+        (b"$ORIGIN/li:", Severity::Informs),
+        (b"$ORIGIN:lib", Severity::Warned),
+        (b"/home/x/lib", Severity::Warned),
+    ] {
+        let mut bytes = sound();
+        replace(&mut bytes, b"$ORIGIN/lib", runpath);
+        assert_eq!(severity(&with(libc(), &bytes), "rpath"), expected, "{}", runpath.escape_ascii());
+    }
+}
+
+#[test]
 fn a_runpath_that_leads_nowhere_excuses_nothing() {
     let mut older = libc();
     older.versions.pop();
@@ -309,6 +323,10 @@ fn a_static_glibc_that_resolves_names_needs_the_same_release() {
     assert_eq!(severity(&with(older, &with_text(texts)), "static-nss"), Severity::Warned);
     let unknown = with_text(b"libnss_\0/etc/nsswitch.conf\0");
     assert_eq!(severity(&with(libc(), &unknown), "static-nss"), Severity::Warned);
+    let built_in = b"libnss_\0/etc/nsswitch.conf\0nss_files/files-hosts.c\0";
+    assert_eq!(severity(&with(libc(), &with_text(built_in)), "static-nss"), Severity::Informs);
+    let other_release = [&built_in[..], b"glibc 2.33\0"].concat();
+    assert_eq!(severity(&with(libc(), &with_text(&other_release)), "static-nss"), Severity::Warned);
     // Go reads nsswitch.conf itself.
     let go = with(libc(), &with_text(b"/etc/nsswitch.conf\0"));
     assert!(go.findings.iter().all(|finding| finding.id != "static-nss"));

@@ -6,9 +6,16 @@ use crate::elf::{Elf, shown};
 use crate::finding::Finding;
 use crate::{Offers, Target};
 
+/// The name of a source file of glibc that an assertion prints. A static executable has it if it contains the modules
+/// `files` and `dns` themselves, as each does since glibc 2.34 (NEWS of that release).
+const BUILT_IN_MODULES: &[u8] = b"nss_files/files-hosts.c";
+
 /// A static glibc resolves names of hosts and users through modules (nss(5)), which it loads from the device. They must
 /// be of the very release that the executable contains (glibc's FAQ, "static linking and NSS"). The texts are of glibc's
 /// nss/nss_module.c and nss/nss_database.c. A static musl and Go have neither.
+///
+/// If the release is unknown and the executable contains the modules of the files in /etc and of DNS, it is not warned
+/// of: it asks a module of the device only for the names that these two do not have.
 pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>) -> Option<Finding> {
     let has = |text: &[u8]| {
         elf.loads().filter_map(|load| elf.loaded(load)).any(|bytes| find(bytes, text).is_some())
@@ -27,6 +34,11 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>) -> Option<Finding> {
         format!("it is static and resolves names with glibc ({whose}), whose modules it loads on the device");
     if own.is_some() && own == theirs {
         return Some(Finding::informs("static-nss", found).offers("the target has the same release"));
+    }
+    if own.is_none() && has(BUILT_IN_MODULES) {
+        let modules =
+            "it contains the modules for the files in /etc and for DNS, and may not use others of the device";
+        return Some(Finding::informs("static-nss", found).offers(modules));
     }
     let theirs = theirs.map_or("an unknown release of glibc".to_owned(), |theirs| format!("glibc {theirs}"));
     let offers = format!(
