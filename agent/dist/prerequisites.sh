@@ -1,7 +1,7 @@
 #!/bin/sh
 # Prepares a device for the agent: installs the distribution's podman, makes a user for the agent, and starts podman
 # for that user. Run it as root. install.sh runs it. It may also run on its own, to prepare a device without the agent.
-# The directory of this script must also hold iot-agent.sysusers, iot-agent.tmpfiles, iot-podman.socket,
+# The directory of this script must also hold check-host.sh, iot-agent.sysusers, iot-agent.tmpfiles, iot-podman.socket,
 # iot-podman.service, iot-user.conf, containers.conf and storage.conf. The script leaves parts alone that are already
 # as they must be.
 set -eu
@@ -12,8 +12,10 @@ home=/var/lib/iot-agent
 units=/usr/local/lib/iot-agent/user-units
 generators=/usr/local/lib/iot-agent/environment-generators
 
-# podman, and newuidmap, which podman needs for an ordinary user. Ubuntu's cloud image has neither.
-if ! command -v podman || ! command -v newuidmap; then
+# podman; newuidmap, which podman needs for an ordinary user; the bus of the user's systemd, without which podman sets no
+# limits; and the network of an ordinary user's containers. Ubuntu's cloud image has none of them, and an image without
+# recommended packages lacks the last two.
+install_packages() {
     export DEBIAN_FRONTEND=noninteractive
     # Soon after a boot, the distribution's own updater may hold apt's locks. apt-get can wait for dpkg's locks
     # (DPkg::Lock::Timeout), but not for the lock that `update` takes. Therefore this loop repeats `apt-get update`.
@@ -23,8 +25,16 @@ if ! command -v podman || ! command -v newuidmap; then
         [ "$tries" -gt 0 ]
         sleep 5
     done
-    apt-get -o DPkg::Lock::Timeout=120 install --yes podman uidmap dbus-user-session
+    apt-get -o DPkg::Lock::Timeout=120 install --yes "$@"
+}
+if ! command -v podman || ! command -v newuidmap || [ ! -e /usr/lib/systemd/user/dbus.socket ]; then
+    install_packages podman uidmap dbus-user-session
 fi
+# Podman 5 and newer use pasta for the network, podman 4 uses slirp4netns (podman-run(1), --network).
+if ! command -v pasta && ! command -v slirp4netns; then
+    install_packages passt slirp4netns
+fi
+sh "$here/check-host.sh"
 
 # The files for the user's systemd and podman come first, since these take longest to start.
 systemd-sysusers "$here/iot-agent.sysusers"

@@ -120,13 +120,19 @@ impl Bus {
             .ping_interval(PING_INTERVAL)
             // Each server is tried once; the loop in `run` makes the later attempts.
             .max_reconnects(Some(self.config.nats.urls.len()))
+            // The addresses of discovered servers have no scheme, and the configuration says nothing about them.
+            .ignore_discovered_servers()
+            .require_tls(self.config.nats.requires_tls())
             .event_callback(move |event| {
                 // Sending fails only if the connection has been given up.
                 drop(events_tx.send(event));
                 std::future::ready(())
             });
         if let Some(ca) = &self.config.nats.ca_file {
-            options = options.add_root_certificates(ca.clone()).require_tls(true);
+            options = options.add_root_certificates(ca.clone());
+        }
+        if let Some((certificate, key)) = self.config.nats.client_certificate() {
+            options = options.add_client_certificate(certificate.to_owned(), key.to_owned());
         }
         let client = options.connect(&self.config.nats.urls).await.context("connect to the bus")?;
         Ok((client, events))

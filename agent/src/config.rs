@@ -6,7 +6,11 @@ use agent_protocol::is_name;
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::Deserialize;
 
-use crate::credentials::Credentials;
+use crate::credentials::{Credentials, check_mode};
+
+/// The schemes of a bus address without and with TLS.
+const PLAIN: &str = "nats://";
+const TLS: &str = "tls://";
 
 /// A checked configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -38,11 +42,85 @@ pub struct AgentConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NatsConfig {
-    /// Servers of the bus, `nats://HOST:PORT` or `tls://HOST:PORT`, tried in random order.
+    /// Servers of the bus, all `nats://HOST:PORT` or all `tls://HOST:PORT`, tried in random order.
     pub urls: Vec<String>,
     /// PEM file of the certificate authorities that the agent trusts; by default, it trusts those of the
     /// system.
     pub(crate) ca_file: Option<PathBuf>,
+    /// PEM file of the device's certificate, for mutual TLS.
+    pub(crate) certificate_file: Option<PathBuf>,
+    /// PEM file of the certificate's private key. Only its owner can read it.
+    pub(crate) key_file: Option<PathBuf>,
+}
+
+impl NatsConfig {
+    /// Returns whether each connection must use TLS before the agent sends its login.
+    pub(crate) fn requires_tls(&self) -> bool {
+        self.ca_file.is_some()
+            || self.certificate_file.is_some()
+            || self.urls.iter().any(|url| url.starts_with(TLS))
+    }
+
+    /// Returns the PEM files of the device's certificate and of its key.
+    pub(crate) fn client_certificate(&self) -> Option<(&Path, &Path)> {
+        self.certificate_file.as_deref().zip(self.key_file.as_deref())
+    }
+
+    fn check_urls(&self) -> Result<()> {
+        ensure!(!self.urls.is_empty(), "[nats] urls is empty: list at least one nats://HOST:PORT");
+        for url in &self.urls {
+            let shown = without_login(url);
+            // async-nats also parses addresses of WebSockets. Without its feature for them, it would send the login to
+            // such an address without TLS.
+            ensure!(
+                url.starts_with(PLAIN) || url.starts_with(TLS),
+                "[nats] urls contains {shown:?}, which is neither nats://HOST:PORT nor tls://HOST:PORT"
+            );
+            let parsed = url.parse::<async_nats::ServerAddr>();
+            ensure!(
+                parsed.is_ok_and(|address| !address.host().is_empty()),
+                "[nats] urls contains {shown:?}, which is not nats://HOST:PORT"
+            );
+            ensure!(
+                !url.contains('@'),
+                "[nats] urls contains {shown:?} with a login: move the login into [credentials]"
+            );
+        }
+        ensure!(
+            self.urls.iter().all(|url| url.starts_with(PLAIN))
+                || self.urls.iter().all(|url| url.starts_with(TLS)),
+            "[nats] urls contains nats:// and tls://: use tls:// for each, or the login may be sent without TLS"
+        );
+        ensure!(
+            self.certificate_file.is_some() == self.key_file.is_some(),
+            "[nats] certificate_file and key_file belong together: give both or neither"
+        );
+        Ok(())
+    }
+
+    /// Checks that the files can be read and contain what their names say.
+    fn check_files(&self) -> Result<()> {
+        if let Some(key) = &self.key_file {
+            check_mode(key)?;
+        }
+        for (name, path, label) in [
+            ("ca_file", &self.ca_file, "CERTIFICATE"),
+            ("certificate_file", &self.certificate_file, "CERTIFICATE"),
+            ("key_file", &self.key_file, "PRIVATE KEY"),
+        ] {
+            let Some(path) = path else { continue };
+            let pem = std::fs::read_to_string(path)
+                .with_context(|| format!("read [nats] {name} {}", path.display()))?;
+            ensure!(
+                pem.lines()
+                    .any(|line| line.starts_with("-----BEGIN ") && line.ends_with(&format!("{label}-----"))),
+                "[nats] {name} {} contains no PEM {}",
+                path.display(),
+                label.to_lowercase()
+            );
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -90,19 +168,21 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("read the configuration {}", path.display()))?;
-        let config =
+        let mut config =
             Self::parse(&text).with_context(|| format!("check the configuration {}", path.display()))?;
+        config.resolve(path.parent().unwrap_or(Path::new("")));
         config.credentials.check(path)?;
-        if let Some(ca) = &config.nats.ca_file {
-            let pem = std::fs::read_to_string(ca)
-                .with_context(|| format!("read [nats] ca_file {}", ca.display()))?;
-            ensure!(
-                pem.contains("-----BEGIN CERTIFICATE-----"),
-                "[nats] ca_file {} contains no PEM certificate",
-                ca.display()
-            );
-        }
+        config.nats.check_files()?;
         Ok(config)
+    }
+
+    /// Makes the paths of the other files relative to the directory of the configuration.
+    fn resolve(&mut self, directory: &Path) {
+        let NatsConfig { ca_file, certificate_file, key_file, .. } = &mut self.nats;
+        let files = [ca_file, certificate_file, key_file].into_iter().flatten();
+        for path in files.chain(self.credentials.secret_file_mut()) {
+            *path = directory.join(&*path);
+        }
     }
 
     /// Parses and checks the text of a configuration file.
@@ -120,17 +200,7 @@ impl Config {
             (1..=3600).contains(heartbeat_seconds),
             "[agent] heartbeat_seconds = {heartbeat_seconds} is outside 1 to 3600"
         );
-        ensure!(!config.nats.urls.is_empty(), "[nats] urls is empty: list at least one nats://HOST:PORT");
-        for url in &config.nats.urls {
-            let parsed = url.parse::<async_nats::ServerAddr>().with_context(|| {
-                format!("[nats] urls contains {:?}, which is not nats://HOST:PORT", without_login(url))
-            })?;
-            ensure!(
-                !parsed.has_user_pass(),
-                "[nats] urls contains {:?} with a login: move the login into [credentials]",
-                without_login(url)
-            );
-        }
+        config.nats.check_urls()?;
         Ok(config)
     }
 }
@@ -162,7 +232,7 @@ mod tests {
         username = "device"
         password = "s3cret"
         [nats]
-        urls = ["nats://10.0.2.2:4222", "tls://bus.example:4222"]
+        urls = ["tls://10.0.2.2:4222", "tls://bus.example:4222"]
     "#;
 
     #[test]
@@ -182,7 +252,7 @@ mod tests {
             assert!(!error.contains("s3cret") && error.contains("near line"), "{error}");
         }
         for url in ["nats://me:s3cret@bus:4222", "nats://me:s3cret@"] {
-            let text = GOOD.replace("nats://10.0.2.2:4222", url);
+            let text = GOOD.replace("tls://10.0.2.2:4222", url);
             let error = format!("{:#}", Config::parse(&text).unwrap_err());
             assert!(!error.contains("s3cret"), "{error}");
         }
@@ -200,8 +270,13 @@ mod tests {
             ),
             (GOOD.replace("password", "pasword"), "pasword"),
             (GOOD.replace("urls = [", "urls = [] # ["), "urls is empty"),
-            (GOOD.replace("tls://bus.example:4222", "://"), "is not nats://HOST:PORT"),
-            (GOOD.replace("nats://10", "nats://a:b@10"), "move the login into [credentials]"),
+            (GOOD.replace("tls://bus.example:4222", "tls://"), "is not nats://HOST:PORT"),
+            (GOOD.replace("tls://10", "tls://a:b@10"), "move the login into [credentials]"),
+            (GOOD.replace("tls://10", "tls://:b@10"), "move the login into [credentials]"),
+            (GOOD.replace("tls://10", "wss://10"), "neither nats://HOST:PORT nor tls://HOST:PORT"),
+            (GOOD.replace("tls://10", "10"), "neither nats://HOST:PORT nor tls://HOST:PORT"),
+            (GOOD.replace("tls://10", "nats://10"), "use tls:// for each"),
+            (GOOD.replace("[nats]", "[nats]\nkey_file = \"x\""), "give both or neither"),
             (GOOD.replace("[nats]", "[mqtt]\n[nats]"), "mqtt"),
             (GOOD.replace("[credentials]", "heartbeat_seconds = 0\n[credentials]"), "outside 1 to 3600"),
         ];

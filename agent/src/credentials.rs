@@ -1,7 +1,7 @@
 //! The logins to the bus, by `[credentials] type`. Secret files must be readable by their owner alone. They
 //! are read again at each connection, so that they can be changed while the agent runs.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -56,6 +56,17 @@ impl Credentials {
         }
     }
 
+    /// Returns the path of the file with the secret, unless the secret is in the configuration file.
+    pub(crate) fn secret_file_mut(&mut self) -> Option<&mut PathBuf> {
+        match self {
+            Self::TomlShared { .. } => None,
+            Self::UserPassword { password_file: file, .. }
+            | Self::Token { token_file: file }
+            | Self::Nkey { seed_file: file }
+            | Self::Creds { file } => Some(file),
+        }
+    }
+
     /// Checks that the secret can be used and that only its owner can read it.
     ///
     /// # Errors
@@ -104,16 +115,19 @@ fn secret(path: &Path) -> Result<String> {
     Ok(text.to_owned())
 }
 
-/// Checks that only the owner can read a secret. A credential that systemd passes in is in a protected
-/// directory. Its mode may show group permissions, which then stand for an access control list
+/// Checks that nobody else can read a secret. Only its owner may read it. If root owns it, the agent's own group may
+/// read it too: so the installer passes files to the agent, which cannot change them. A credential that systemd passes
+/// in is in a protected directory. Its mode may show group permissions, which then stand for an access control list
 /// (systemd.exec(5), LoadCredential=), so they are accepted.
-fn check_mode(path: &Path) -> Result<()> {
+pub(crate) fn check_mode(path: &Path) -> Result<()> {
     let from_systemd = std::env::var_os("CREDENTIALS_DIRECTORY").is_some_and(|own| path.starts_with(own));
     let metadata =
         path.metadata().with_context(|| format!("read the mode of the secret {}", path.display()))?;
     let mode = metadata.permissions().mode() & 0o777;
+    let own_group = rustix::process::getegid().as_raw();
+    let of_group = metadata.uid() == 0 && metadata.gid() == own_group && own_group != 0 && mode & 0o030 == 0;
     ensure!(
-        mode & 0o077 == 0 || from_systemd && mode & 0o007 == 0,
+        mode & 0o077 == 0 || (from_systemd || of_group) && mode & 0o007 == 0,
         "{} contains a secret but has mode {mode:04o}, so others can read it: run chmod 0600 on it",
         path.display()
     );

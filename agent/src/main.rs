@@ -1,9 +1,10 @@
 //! The agent's command line: `run` is the service; `check-config` and `status` are for people.
 
 use std::io::Write as _;
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
+use std::process::{self, ExitCode};
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use iot_agent::config::{Config, default_status_file};
 use iot_agent::status_report;
@@ -24,6 +25,8 @@ enum Command {
         config: PathBuf,
     },
     /// Check a configuration file and report the first error
+    ///
+    /// If root runs this command and the user of the service exists, the files are read as that user.
     CheckConfig {
         /// Configuration file (TOML)
         file: PathBuf,
@@ -55,6 +58,9 @@ fn main() -> ExitCode {
 fn execute(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::CheckConfig { file } => {
+            if rustix::process::geteuid().is_root() && service_user_exists()? {
+                return check_as_service_user(&file);
+            }
             let config = Config::load(&file)?;
             let (device, count) = (config.agent.device_id, config.nats.urls.len());
             writeln!(std::io::stdout(), "{}: device {device}, {count} bus address(es)", file.display())?;
@@ -77,4 +83,22 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
             ended.map(|()| ExitCode::SUCCESS)
         }
     }
+}
+
+/// The user of the service (`dist/iot-agent.sysusers`).
+const SERVICE_USER: &str = "iot-agent";
+
+/// Returns whether the user of the service exists, which id(1) knows.
+fn service_user_exists() -> anyhow::Result<bool> {
+    let id = process::Command::new("id").args(["-u", SERVICE_USER]).output().context("run id")?;
+    Ok(id.status.success())
+}
+
+/// Runs this command again as the user of the service, because root can also read files that the service cannot read.
+fn check_as_service_user(file: &Path) -> anyhow::Result<ExitCode> {
+    let own = std::env::current_exe().context("find this program")?;
+    let mut command = process::Command::new("runuser");
+    command.args(["-u", SERVICE_USER, "--"]).arg(&own).arg("check-config").arg(file);
+    let status = command.status().with_context(|| format!("run {} as {SERVICE_USER}", own.display()))?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -1,13 +1,18 @@
 //! Tests of each login to the bus, against a real nats-server. They also test TLS with a certificate
 //! authority of the fleet, and with a certificate that is not valid yet.
 
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use crate::device::{password_login, secret, write_config};
 use crate::fleet::{self, Agent, Broker, Fleet, users, wait_until};
 use async_nats::ConnectOptions;
 use nkeys::KeyPair;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, date_time_ymd};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 const DEVICE: &str = "pi-7";
 
@@ -141,9 +146,9 @@ async fn by_a_creds_file() {
     joins(&broker, &fleet, home.path(), &format!("type = \"creds\"\nfile = \"{}\"", file.display())).await;
 }
 
-/// Writes a CA and a server's certificate that is valid from the year `from`, and returns the broker's
-/// configuration for them.
-fn certificates(directory: &Path, from: i32) -> String {
+/// Writes a CA, a device's certificate and a server's certificate that is valid from the year `from`. Returns the
+/// broker's configuration for them, which demands a device's certificate if `is_mutual` is true.
+fn certificates(directory: &Path, from: i32, is_mutual: bool) -> String {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca = CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().unwrap()).unwrap();
@@ -151,11 +156,20 @@ fn certificates(directory: &Path, from: i32) -> String {
     params.not_before = date_time_ymd(from, 1, 1);
     let key = rcgen::KeyPair::generate().unwrap();
     let server = params.signed_by(&key, &ca).unwrap();
+    let own_key = rcgen::KeyPair::generate().unwrap();
+    let own = CertificateParams::new(vec![DEVICE.into()]).unwrap().signed_by(&own_key, &ca).unwrap();
+    std::fs::write(directory.join("device.pem"), own.pem()).unwrap();
+    secret(directory, "device.key", &own_key.serialize_pem());
     std::fs::write(directory.join("ca.pem"), ca.pem()).unwrap();
     std::fs::write(directory.join("server.pem"), server.pem()).unwrap();
     secret(directory, "server.key", &key.serialize_pem());
+    let mutual = if is_mutual {
+        format!("ca_file: \"{}/ca.pem\", verify: true", directory.display())
+    } else {
+        String::new()
+    };
     format!(
-        "tls {{ cert_file: \"{0}/server.pem\", key_file: \"{0}/server.key\" }}\n{1}",
+        "tls {{ cert_file: \"{0}/server.pem\", key_file: \"{0}/server.key\", {mutual} }}\n{1}",
         directory.display(),
         users(DEVICE)
     )
@@ -174,14 +188,14 @@ async fn over_tls_and_with_a_clock_of_the_past() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     let shared = password_login(DEVICE);
-    let mut broker = Broker::start(&certificates(directory, 2090));
+    let mut broker = Broker::start(&certificates(directory, 2090, false));
     let url = format!("tls://localhost:{}", broker.server.port);
     let ca = format!("ca_file = \"{}/ca.pem\"", directory.display());
     configure(home, &shared, &url, &ca);
     let agent = Agent::start(home);
     logged(&agent, "not valid yet by this device's clock").await;
     broker.down();
-    certificates(directory, 2020);
+    certificates(directory, 2020, false);
     broker.up();
     // The CA has changed too, and the agent reads it again.
     let options = fleet::password_login().add_root_certificates(directory.join("ca.pem")).require_tls(true);
@@ -190,7 +204,7 @@ async fn over_tls_and_with_a_clock_of_the_past() {
     agent.stop();
     // Neither a wrong CA nor the system's CAs accept the broker's certificate.
     let other = tempfile::tempdir().unwrap();
-    certificates(other.path(), 2020);
+    certificates(other.path(), 2020, false);
     for more in [format!("ca_file = \"{}/ca.pem\"", other.path().display()), String::new()] {
         let home = tempfile::tempdir().unwrap();
         configure(home.path(), &shared, &url, &more);
@@ -198,6 +212,91 @@ async fn over_tls_and_with_a_clock_of_the_past() {
         logged(&agent, "invalid peer certificate").await;
         agent.stop();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn by_a_certificate_of_the_device() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let broker = Broker::start(&certificates(directory, 2020, true));
+    let url = format!("tls://localhost:{}", broker.server.port);
+    let file = |name| directory.join(name);
+    let options = fleet::password_login()
+        .add_root_certificates(file("ca.pem"))
+        .add_client_certificate(file("device.pem"), file("device.key"));
+    let fleet = Fleet::enter_at(&url, DEVICE, options).await;
+    let home = tempfile::tempdir().unwrap();
+    // The paths are relative to the directory of the configuration.
+    for name in ["ca.pem", "device.pem", "device.key"] {
+        std::fs::copy(file(name), home.path().join(name)).unwrap();
+    }
+    let own = "certificate_file = \"device.pem\"\nkey_file = \"device.key\"\n";
+    for (more, joins) in [("", false), (own, true)] {
+        configure(home.path(), &password_login(DEVICE), &url, &format!("ca_file = \"ca.pem\"\n{more}"));
+        let agent = Agent::start(home.path());
+        if joins {
+            fleet.status("a status over mutual TLS", |status| status.sequence > 0).await;
+        } else {
+            logged(&agent, "cannot connect to the bus").await;
+        }
+        agent.stop();
+    }
+}
+
+/// Answers one connection as a nats-server with TLS that names another server, and ends the connection after the login.
+fn serve_one_login(listener: &TcpListener, directory: &Path, other: SocketAddr) {
+    let (mut stream, _) = listener.accept().unwrap();
+    let info = format!(
+        "INFO {{\"server_id\":\"x\",\"max_payload\":1048576,\"tls_required\":true,\"connect_urls\":[\"{other}\"]}}\r\n"
+    );
+    stream.write_all(info.as_bytes()).unwrap();
+    let pem = |name: &str| std::fs::read(directory.join(name)).unwrap();
+    let certificate = CertificateDer::from_pem_slice(&pem("server.pem")).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(&pem("server.key")).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .unwrap();
+    let session = rustls::ServerConnection::new(config.into()).unwrap();
+    let mut stream = BufReader::new(rustls::StreamOwned::new(session, stream));
+    let mut line = String::new();
+    while !line.ends_with("PING\r\n") {
+        assert!(stream.read_line(&mut line).unwrap() > 0, "{line}");
+    }
+    assert!(line.contains("device-s3cret"), "{line}");
+    stream.get_mut().write_all(b"PONG\r\n").unwrap();
+}
+
+/// A server of the bus names another one, which speaks no TLS. The agent must not log in there after the connection to
+/// the first one has ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_was_not_configured_gets_no_login() {
+    let (directory, home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    certificates(directory.path(), 2020, false);
+    let (bus, other) = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let url = format!("tls://localhost:{}", bus.local_addr().unwrap().port());
+    let ca = format!("ca_file = \"{}/ca.pem\"", directory.path().display());
+    configure(home.path(), &password_login(DEVICE), &url, &ca);
+    let agent = Agent::start(home.path());
+    serve_one_login(&bus, directory.path(), other.local_addr().unwrap());
+    drop(bus);
+    let sent = Arc::new(Mutex::new(Vec::new()));
+    let received = Arc::clone(&sent);
+    std::thread::spawn(move || {
+        for stream in other.incoming() {
+            let (mut stream, mut bytes) = (stream.unwrap(), [0; 4096]);
+            stream.write_all(b"INFO {\"server_id\":\"x\",\"max_payload\":1048576}\r\n").unwrap();
+            let count = stream.read(&mut bytes).unwrap();
+            received.lock().unwrap().extend_from_slice(&bytes[..count]);
+        }
+    });
+    logged(&agent, "cannot connect to the bus").await;
+    agent.stop();
+    let sent = sent.lock().unwrap();
+    assert!(sent.is_empty(), "{}", sent.escape_ascii());
 }
 
 /// Checks that the agent can read the configuration that the smoke test writes.

@@ -1,7 +1,8 @@
-//! The fleet bus of a run: a real nats-server with JetStream ([`server`]) on loopback. Its credentials are valid only
-//! during the run. The fleet's connection reads statuses there and writes desired states.
+//! The fleet bus of a run: a real nats-server with JetStream ([`server`]) on loopback, with TLS ([`certificates`]). Its
+//! credentials are valid only during the run. The fleet's connection reads statuses there and writes desired states.
 
 mod arrivals;
+mod certificates;
 mod server;
 #[cfg(all(test, feature = "real"))]
 mod tests;
@@ -18,17 +19,20 @@ use tokio::time::timeout;
 use xtask_core::cli::Sabotage;
 use xtask_core::digest::hex;
 use xtask_core::error;
+use xtask_core::fs::make_private_dir;
 use xtask_core::limits;
 use xtask_core::machine::HOST_FROM_GUEST;
 
 pub use arrivals::Arrival;
 use arrivals::Arrivals;
+use certificates::Certificates;
 pub use server::{FLEET_USER, Server, users};
 use xtask_jobs::Ui;
 
 /// A broker with the fleet's connection to it.
 pub struct Broker {
     server: Server,
+    certificates: Certificates,
     ui: Ui,
     runtime: Runtime,
     fleet: Fleet,
@@ -62,20 +66,33 @@ impl Broker {
             Some(Sabotage::BrokerRefuses) => random_password()?,
             _ => device_password.clone(),
         };
-        let users = users(&fleet_password, device_id, &accepted);
-        let server = Server::start(&work.join("nats"), work, users, ui)?;
+        let directory = work.join("nats");
+        make_private_dir(&directory)?;
+        let certificates = Certificates::issue(&directory)?;
+        let access = certificates.server.clone() + &users(&fleet_password, device_id, &accepted);
+        let server = Server::start(&directory, work, access, ui)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .context("start the runtime of the fleet's connection")?;
-        let fleet = runtime.block_on(Fleet::connect(server.port, &fleet_password, ui))?;
+        let fleet = runtime.block_on(Fleet::connect(server.port, &certificates, &fleet_password, ui))?;
         let mut arrivals = Arrivals::default();
         let limit = ui.scaled(limits::BROKER_REQUEST);
         runtime.block_on(arrivals.follow(&fleet.statuses, device_id, limit))?;
         let ui = ui.clone();
         let device_id = device_id.to_owned();
-        Ok(Self { server, ui, runtime, fleet, fleet_password, device_id, device_password, arrivals })
+        Ok(Self {
+            server,
+            certificates,
+            ui,
+            runtime,
+            fleet,
+            fleet_password,
+            device_id,
+            device_password,
+            arrivals,
+        })
     }
 
     /// Returns the port of the server, which stays the same while the server is stopped.
@@ -89,8 +106,13 @@ impl Broker {
         format!(
             "[agent]\ndevice_id = \"{id}\"\nheartbeat_seconds = 3\n\n[credentials]\ntype = \"toml-shared\"\n\
              username = \"{id}\"\npassword = \"{password}\"\n\n\
-             [nats]\nurls = [\"nats://{HOST_FROM_GUEST}:{port}\"]\n"
+             [nats]\nurls = [\"tls://{HOST_FROM_GUEST}:{port}\"]\nca_file = \"secrets/ca.pem\"\n"
         )
+    }
+
+    /// Returns the certificate authority that the agent's configuration names, as PEM.
+    pub fn ca(&self) -> &str {
+        &self.certificates.ca
     }
 
     /// Returns the broker's answer to `question`, which `what` names.
@@ -216,7 +238,8 @@ impl Broker {
     pub fn come_back(&mut self) -> Result<()> {
         let port = self.server.port;
         let connected = self.server.come_back(&self.ui).and_then(|()| {
-            self.fleet = self.runtime.block_on(Fleet::connect(port, &self.fleet_password, &self.ui))?;
+            let connecting = Fleet::connect(port, &self.certificates, &self.fleet_password, &self.ui);
+            self.fleet = self.runtime.block_on(connecting)?;
             let limit = self.ui.scaled(limits::BROKER_REQUEST);
             self.runtime.block_on(self.arrivals.follow(&self.fleet.statuses, &self.device_id, limit))
         });
@@ -244,9 +267,11 @@ fn random_password() -> Result<String> {
 }
 
 impl Fleet {
-    async fn connect(port: u16, password: &str, ui: &Ui) -> Result<Self> {
-        let options = ConnectOptions::with_user_and_password(FLEET_USER.to_owned(), password.to_owned());
-        Self::enter(&format!("nats://127.0.0.1:{port}"), options, ui).await
+    async fn connect(port: u16, certificates: &Certificates, password: &str, ui: &Ui) -> Result<Self> {
+        let options = ConnectOptions::with_user_and_password(FLEET_USER.to_owned(), password.to_owned())
+            .add_root_certificates(certificates.ca_file.clone())
+            .require_tls(true);
+        Self::enter(&format!("tls://127.0.0.1:{port}"), options, ui).await
     }
 
     /// Connects, and creates the buckets that do not exist yet.

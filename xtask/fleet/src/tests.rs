@@ -129,9 +129,10 @@ fn a_device_reads_its_own_desired_state_and_no_others() {
     let broker = started(directory.path());
     broker.desire("a", &document()).unwrap();
     broker.runtime.block_on(async {
-        let url = format!("nats://127.0.0.1:{}", broker.server.port);
+        let url = format!("tls://127.0.0.1:{}", broker.server.port);
         let device = ConnectOptions::with_user_and_password("dev-1".into(), broker.device_password.clone())
             .custom_inbox_prefix("_INBOX.dev-1")
+            .add_root_certificates(broker.certificates.ca_file.clone())
             .connect(url)
             .await
             .unwrap();

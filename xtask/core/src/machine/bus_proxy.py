@@ -5,6 +5,7 @@
 import os
 import re
 import socket
+import ssl
 import sys
 import threading
 
@@ -20,10 +21,19 @@ with open(FIRST) as file:
     IS_FIRST_BOOT = file.read() == BOOT
 # The client's messages that have a payload; the last word is its size in bytes (NATS, client protocol).
 WITH_PAYLOAD = re.compile(rb"H?PUB ", re.IGNORECASE)
+CONTEXT = ssl.create_default_context(cafile="/var/lib/sabotage/ca.pem")
 
 
-def from_broker(broker, agent):
+def connect():
+    """Returns a TLS connection to the broker, and the line that the broker sends before TLS, without its demand for TLS."""
+    plain = socket.create_connection(BROKER)
+    line = plain.recv(65536).replace(b'"tls_required":true', b'"tls_required":false')
+    return CONTEXT.wrap_socket(plain, server_hostname=BROKER[0]), line
+
+
+def from_broker(broker, first, agent):
     try:
+        agent.sendall(first)
         while data := broker.recv(65536):
             agent.sendall(data)
         agent.shutdown(socket.SHUT_RDWR)
@@ -48,8 +58,8 @@ def from_agent(agent, broker):
 
 def serve(agent):
     try:
-        broker = socket.create_connection(BROKER)
-        threading.Thread(target=from_broker, args=(broker, agent), daemon=True).start()
+        broker, first = connect()
+        threading.Thread(target=from_broker, args=(broker, first, agent), daemon=True).start()
         from_agent(agent, broker)
         broker.shutdown(socket.SHUT_RDWR)
     except OSError:

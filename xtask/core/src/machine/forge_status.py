@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+import ssl
 import sys
 import time
 
@@ -23,8 +24,12 @@ def value(name):
 
 
 DEVICE = value("device_id")
-host, port = re.search(r"nats://(.*):(\d+)", CONFIG).groups()
-broker = socket.create_connection((host, int(port)))
+host, port = re.search(r"tls://(.*):(\d+)", CONFIG).groups()
+plain = socket.create_connection((host, int(port)))
+# The server sends one line before TLS.
+plain.recv(65536)
+context = ssl.create_default_context(cafile="/etc/iot-agent/secrets/ca.pem")
+broker = context.wrap_socket(plain, server_hostname=host)
 login = {"user": value("username"), "pass": value("password"), "verbose": False, "pedantic": False, "lang": "python"}
 broker.sendall(f"CONNECT {json.dumps(login)}\r\n".encode())
 for sequence in range(1, 1000):

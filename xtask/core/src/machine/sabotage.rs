@@ -54,13 +54,14 @@ fn at_later_boots(commands: &str) -> String {
 }
 
 /// Returns a script that puts a proxy with the planted fault `fault` between the agent and the broker. The installer
-/// gets a configuration with the address of the proxy.
+/// gets a configuration with the address of the proxy, which speaks TLS with the broker alone.
 fn behind_proxy(fault: &str) -> String {
     let proxy = include_str!("bus_proxy.py");
     format!(
         "mkdir -p /var/lib/sabotage\ncp -r \"$here\" /run/sabotaged\nhere=/run/sabotaged\n\
-         bus=$(sed -n 's|.*nats://\\([^:]*\\):\\([0-9]*\\)\".*|\\1 \\2|p' \"$here/config.toml\")\n\
-         sed -i 's|nats://[^\"]*|nats://127.0.0.1:4333|' \"$here/config.toml\"\n\
+         cp \"$here/secrets/ca.pem\" /var/lib/sabotage/\n\
+         bus=$(sed -n 's|.*tls://\\([^:]*\\):\\([0-9]*\\)\".*|\\1 \\2|p' \"$here/config.toml\")\n\
+         sed -i 's|tls://[^\"]*|nats://127.0.0.1:4333|; /^ca_file/d' \"$here/config.toml\"\n\
          cat > /var/lib/sabotage/bus_proxy.py <<'END'\n{proxy}END\n\
          cat > /etc/systemd/system/sabotage.service <<END\n\
          [Service]\nExecStart=/usr/bin/python3 /var/lib/sabotage/bus_proxy.py $bus {fault}\n\
@@ -179,7 +180,7 @@ sync";
 /// This script imitates an agent that connects to the bus before it reads its disk.
 const WAITS_FOR_BUS: &str = "\
 mkdir -p /etc/systemd/system/iot-agent.service.d
-bus=$(sed -n 's|.*nats://\\([^:]*\\):\\([0-9]*\\)\".*|/dev/tcp/\\1/\\2|p' \"$here/config.toml\")
+bus=$(sed -n 's|.*tls://\\([^:]*\\):\\([0-9]*\\)\".*|/dev/tcp/\\1/\\2|p' \"$here/config.toml\")
 cat > /etc/systemd/system/iot-agent.service.d/sabotage.conf <<END
 [Service]
 TimeoutStartSec=infinity

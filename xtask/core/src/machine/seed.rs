@@ -167,8 +167,9 @@ fn network_config() -> serde_json::Value {
 /// The script that checks and installs the prerequisites of the agent, and the files that the script needs. It runs
 /// once before the snapshot is saved. A restored machine therefore does not fetch packages with a wrong clock, and
 /// does not wait for podman's first start.
-const PREREQUISITES: [(&str, &str); 9] = [
+const PREREQUISITES: [(&str, &str); 10] = [
     ("prerequisites.sh", include_str!("../../../../agent/dist/prerequisites.sh")),
+    ("check-host.sh", include_str!("../../../../agent/dist/check-host.sh")),
     ("iot-agent.sysusers", include_str!("../../../../agent/dist/iot-agent.sysusers")),
     ("iot-agent.tmpfiles", include_str!("../../../../agent/dist/iot-agent.tmpfiles")),
     ("iot-podman.socket", include_str!("../../../../agent/dist/iot-podman.socket")),

@@ -20,7 +20,8 @@ use crate::guest::ssh::Keys;
 const OVERHEAD_BYTES: u64 = 2 << 20;
 
 /// The files of `agent/dist` that the payload disk needs: the installer, and what it installs or runs.
-const INSTALLED: [&str; 12] = [
+const INSTALLED: [&str; 14] = [
+    "check-host.sh",
     "containers.conf",
     "install.sh",
     "iot-agent.service",
@@ -33,6 +34,7 @@ const INSTALLED: [&str; 12] = [
     "prerequisites.sh",
     "readahead.sh",
     "storage.conf",
+    "uninstall.sh",
 ];
 
 /// The executable under test, and the archive of the container image that the fleet deploys; `None` for `vm up`.
@@ -46,6 +48,8 @@ pub(crate) struct PayloadDisk<'a> {
     pub(crate) apt_sources: &'a [String],
     /// The agent's configuration.
     pub(crate) config: &'a str,
+    /// The certificate authority that the configuration names, as PEM.
+    pub(crate) ca: &'a str,
     /// The fault to plant, if any.
     pub(crate) sabotage: Option<Sabotage>,
     /// For a machine that is restored from a snapshot: the size of its payload disk in bytes, the values that the run
@@ -68,7 +72,7 @@ pub(crate) fn make_payload(
     work: &Path,
     ui: &Ui,
 ) -> Result<()> {
-    let PayloadDisk { subject, apt_sources, config, sabotage, restored } = *payload;
+    let PayloadDisk { subject, apt_sources, config, ca, sabotage, restored } = *payload;
     let mut files: Vec<(String, Vec<u8>)> = Vec::new();
     let mut add = |name: &str, content: &[u8]| files.push((name.to_owned(), content.to_owned()));
     let apt_sources = subject.is_none().then_some(apt_sources);
@@ -85,6 +89,7 @@ pub(crate) fn make_payload(
         add("iot-agent", &[&agent.content, more].concat());
         add(&crate::guest::workload::file_name(), workload);
         add("config.toml", config.as_bytes());
+        add("secrets/ca.pem", ca.as_bytes());
         for name in INSTALLED {
             add(name, &fs_err::read(workspace.root().join("agent/dist").join(name))?);
         }
@@ -94,14 +99,23 @@ pub(crate) fn make_payload(
         .context("make the agent's payload disk")
 }
 
-/// Writes these files to `directory` and returns their paths.
+/// Writes these files to `directory`, in which a name may have one directory, and returns the paths of its entries.
 fn written(directory: &Path, files: Vec<(String, Vec<u8>)>) -> Result<Vec<PathBuf>> {
     make_private_dir(directory)?;
-    let write = |(name, content): (String, Vec<u8>)| {
-        let path = directory.join(name);
-        write_private(&path, content).map(|()| path)
-    };
-    files.into_iter().map(write).collect()
+    let mut entries = Vec::new();
+    for (name, content) in files {
+        let path = directory.join(&name);
+        match name.split_once('/') {
+            Some((parent, _)) => {
+                make_private_dir(&directory.join(parent))?;
+                entries.push(directory.join(parent));
+            }
+            None => entries.push(path.clone()),
+        }
+        write_private(&path, content)?;
+    }
+    entries.dedup();
+    Ok(entries)
 }
 
 /// Makes a disk of `bytes` bytes that is blank except for an empty first line. A shell in the guest reads this line
@@ -111,7 +125,8 @@ pub(crate) fn make_blank(disk: &Path, bytes: u64) -> Result<()> {
     Ok(File::options().write(true).open(disk)?.set_len(bytes)?)
 }
 
-/// Makes a FAT volume of at least `least` bytes with `files` in its root directory.
+/// Makes a FAT volume of at least `least` bytes with `files` in its root directory. Directories are copied with their
+/// files, for whose sizes [`OVERHEAD_BYTES`] is enough.
 fn make_fat(disk: &Path, label: &str, files: &[PathBuf], least: u64, ui: &Ui) -> Result<()> {
     let mut bytes = OVERHEAD_BYTES;
     for file in files {
@@ -123,7 +138,7 @@ fn make_fat(disk: &Path, label: &str, files: &[PathBuf], least: u64, ui: &Ui) ->
     let format = ["-n".as_ref(), label.as_ref(), disk].map(OsStr::to_owned);
     child::read(&tools::require("mkfs.vfat")?, &format, limits::SERVER_START, ui)?;
     let files = files.iter().map(|file| file.as_os_str());
-    let copy = ["-i".as_ref(), disk].into_iter().chain(files).chain(["::".as_ref()]);
+    let copy = ["-s".as_ref(), "-i".as_ref(), disk].into_iter().chain(files).chain(["::".as_ref()]);
     let copy: Vec<_> = copy.map(OsStr::to_owned).collect();
     child::read(&tools::require("mcopy")?, &copy, limits::SERVER_START, ui).map(drop)
 }

@@ -52,10 +52,16 @@ fn start(run: &Run<'_>, plan: &mut Plan, image: &ReadyImage, subject: Delivered<
     files.backing = vec![image.disk.clone()];
     let seed = Seed { sabotage, payload: PayloadTime::AtFirstBoot, ..neutral_seed(plan) };
     media::make_seed(&files.seed, &prepared.keys.seed(run.dir.id(), &seed), &work, &run.ui)?;
-    let config = prepared.broker.agent_config();
+    let (config, ca) = (prepared.broker.agent_config(), prepared.broker.ca());
     let apt_sources = apt_sources(plan, subject, &run.ui)?;
-    let disk =
-        media::PayloadDisk { subject, apt_sources: &apt_sources, config: &config, sabotage, restored: None };
+    let disk = media::PayloadDisk {
+        subject,
+        apt_sources: &apt_sources,
+        config: &config,
+        ca,
+        sabotage,
+        restored: None,
+    };
     media::make_payload(&files.payload, run.workspace, &disk, &work, &run.ui)?;
     make_writable_files(plan, &files, &image.base(), &run.ui)?;
     let reach = prepared.reach_of_first_boot(run, plan);

@@ -219,7 +219,7 @@ impl Warm<'_> {
     ) -> Result<(Domain, Machine)> {
         let Self { run, plan, image, subject } = *self;
         let (work, sabotage) = (run.dir.work(), run.options.sabotage);
-        let config = access.broker.agent_config();
+        let (config, ca) = (access.broker.agent_config(), access.broker.ca());
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .context("this host's clock is before 1970")?
@@ -227,8 +227,14 @@ impl Warm<'_> {
         let restored = Restored { login_user: &plan.image.login_user, now };
         let restored = Some((snapshot.manifest.ingredients.payload_bytes, restored, access.keys));
         let apt_sources = apt_sources(plan, subject, &run.ui)?;
-        let disk =
-            media::PayloadDisk { subject, apt_sources: &apt_sources, config: &config, sabotage, restored };
+        let disk = media::PayloadDisk {
+            subject,
+            apt_sources: &apt_sources,
+            config: &config,
+            ca,
+            sabotage,
+            restored,
+        };
         media::make_payload(&files.payload, run.workspace, &disk, &work, &run.ui)?;
         let virtual_bytes = image.virtual_bytes;
         let base = Base { disk: snapshot.file(DISK), format: Format::Qcow2, virtual_bytes };

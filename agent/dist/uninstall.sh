@@ -1,0 +1,49 @@
+#!/bin/sh
+# Removes the agent and its containers from this device. Run it as root. The state of the deployments, their volumes and
+# images, the configuration and the user stay, so that a later installation goes on with them. With --purge, they are
+# removed too. The distribution's packages stay in both cases.
+set -eu
+user=iot-agent
+home=/var/lib/iot-agent
+lib=/usr/local/lib/iot-agent
+purge=
+case "${1-}" in
+    '') ;;
+    --purge) purge=yes ;;
+    *)
+        echo "uninstall.sh: $1: unknown argument; there is only --purge" >&2
+        exit 2
+        ;;
+esac
+
+# The units may be missing if an earlier call was interrupted.
+for unit in iot-agent.service iot-readahead.service; do
+    if [ -e "/etc/systemd/system/$unit" ]; then
+        systemctl disable --now "$unit"
+        rm "/etc/systemd/system/$unit"
+    fi
+done
+if uid=$(id -u "$user" 2>/dev/null); then
+    socket=/run/iot-agent/podman.sock
+    if [ -S "$socket" ]; then
+        podman="podman --url unix://$socket"
+        for container in $($podman ps --all --quiet --filter label=io.iot-agent.device); do
+            $podman rm --force --time 10 "$container"
+        done
+    fi
+    loginctl disable-linger "$user"
+    systemctl stop "user@$uid.service"
+    rm -rf "/etc/systemd/system/user@$uid.service.d/iot-agent.conf"
+    rmdir --ignore-fail-on-non-empty "/etc/systemd/system/user@$uid.service.d"
+fi
+rm -rf "$lib" /usr/local/bin/iot-agent /usr/local/bin/iot-agent.new /run/iot-agent \
+    /etc/sysusers.d/iot-agent.conf /etc/tmpfiles.d/iot-agent.conf
+systemctl daemon-reload
+if [ -n "$purge" ]; then
+    rm -rf "$home" /etc/iot-agent
+    if [ -n "$uid" ]; then
+        userdel "$user"
+    fi
+    sed -i "/^$user:/d" /etc/subuid /etc/subgid
+fi
+sync
