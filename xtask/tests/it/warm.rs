@@ -21,6 +21,7 @@ use xtask_core::snapshot::{BAD, DISK, FILES, MANIFEST, RAM, SnapshotManifest};
 
 use crate::scratch::{Scratch, XTASK, XTASK_VM, assert_code, message};
 
+mod installer;
 mod instance;
 
 /// A cache with one snapshot, and the output and report of the smoke that made it.
