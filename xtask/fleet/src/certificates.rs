@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair};
 use xtask_core::fs::write_private;
 use xtask_core::machine::HOST_FROM_GUEST;
 
@@ -26,13 +26,13 @@ impl Certificates {
     pub(super) fn issue(directory: &Path) -> Result<Self> {
         let (certificate, key) = (directory.join("server.pem"), directory.join("server.key"));
         let ca_file = directory.join("ca.pem");
-        let mut params = CertificateParams::default();
+        let mut params = named("the certificate authority of a run", Vec::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().context("make a key")?)
             .context("make the run's certificate authority")?;
         let server_key = KeyPair::generate().context("make a key")?;
-        let issued = CertificateParams::new(ADDRESSES.map(str::to_owned))
-            .and_then(|params| params.signed_by(&server_key, &ca))
+        let issued = named("the broker of a run", ADDRESSES.map(str::to_owned).into())?
+            .signed_by(&server_key, &ca)
             .context("issue the broker's certificate")?;
         write_private(&certificate, issued.pem())?;
         write_private(&key, server_key.serialize_pem())?;
@@ -41,4 +41,13 @@ impl Certificates {
             format!("tls {{ cert_file: \"{}\", key_file: \"{}\" }}\n", certificate.display(), key.display());
         Ok(Self { ca: ca.pem(), ca_file, server })
     }
+}
+
+/// Returns the parameters of a certificate. The names of an issuer and of its certificates must differ, because OpenSSL
+/// takes a certificate whose names are equal for a self-signed one.
+fn named(name: &str, addresses: Vec<String>) -> Result<CertificateParams> {
+    let mut params = CertificateParams::new(addresses).context("make a certificate")?;
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    Ok(params)
 }
