@@ -129,6 +129,10 @@ pub(crate) struct PodmanConfig {
     pub(crate) socket: PathBuf,
     /// Directory of image archives for devices that reach no registry; see [`archive_name`].
     pub(crate) image_archives: PathBuf,
+    /// MiB that must be free on the disk before and during a download.
+    pub(crate) min_free_mib: u64,
+    /// Seconds without progress after which a download fails. Podman reports nothing while it unpacks a layer.
+    pub(crate) pull_silence_seconds: u64,
 }
 
 /// Returns the file name of an image's archive: the image's reference with `_` for `/`, `:` and `@`.
@@ -141,6 +145,8 @@ impl Default for PodmanConfig {
         Self {
             socket: "/run/iot-agent/podman.sock".into(),
             image_archives: "/var/lib/iot-agent/images".into(),
+            min_free_mib: 128,
+            pull_silence_seconds: 600,
         }
     }
 }

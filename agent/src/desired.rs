@@ -93,6 +93,14 @@ pub(crate) enum Target {
 }
 
 impl Target {
+    /// Returns the image that the deployment needs.
+    pub(crate) fn image(&self) -> Option<&str> {
+        match self {
+            Self::Run { spec, .. } => Some(&spec.image),
+            Self::Refused(_) | Self::Removed | Self::Purged => None,
+        }
+    }
+
     fn of(name: &str, operation: &Operation) -> Self {
         let text = match operation {
             Operation::Delete => return Self::Removed,

@@ -69,6 +69,15 @@ impl Store {
         rustix::fs::syncfs(directory).with_context(|| format!("sync {path}"))
     }
 
+    /// Returns the space that is free for this user on the state's file system, in MiB. Podman's storage of the service's
+    /// user is on the same file system.
+    pub(crate) fn free_mib(&self) -> Result<u64> {
+        let path = self.directory.display();
+        let space =
+            rustix::fs::statvfs(&self.directory).with_context(|| format!("read the free space of {path}"))?;
+        Ok(space.f_bavail.saturating_mul(space.f_frsize) >> 20)
+    }
+
     fn serialise(&self, desired: &Desired) -> Vec<u8> {
         let body = serde_json::to_vec(desired).expect("the desired state is plain data");
         let mut bytes = format!("{}{}\n", self.magic, digest::of_bytes(&body)).into_bytes();

@@ -19,6 +19,8 @@ use super::Podman;
 
 /// libpod's API, in the oldest version that has all requests of this client (Debian 12 has podman 4.3).
 const API: &str = "/v4.0.0/libpod";
+/// Docker's API, in a version that podman has offered since 3.0.
+pub(super) const DOCKER_API: &str = "/v1.40";
 /// Upper bound for an answer; enough for a listing of thousands of containers.
 const MAX_RESPONSE_BYTES: usize = 64 << 20;
 
@@ -61,6 +63,17 @@ impl Podman {
     }
 
     pub(super) async fn send(&self, method: Method, path: &str, body: Body) -> Result<Response<Incoming>> {
+        self.send_to(API, method, path, body).await
+    }
+
+    /// Sends a request of this API.
+    pub(super) async fn send_to(
+        &self,
+        api: &str,
+        method: Method,
+        path: &str,
+        body: Body,
+    ) -> Result<Response<Incoming>> {
         let stream = UnixStream::connect(&self.socket)
             .await
             .with_context(|| format!("connect to podman at {}", self.socket.display()))?;
@@ -75,7 +88,7 @@ impl Podman {
         });
         let request = Request::builder()
             .method(method)
-            .uri(format!("{API}{path}"))
+            .uri(format!("{api}{path}"))
             .header("host", "podman")
             .header("content-type", "application/json")
             .body(body)

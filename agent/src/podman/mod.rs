@@ -7,6 +7,7 @@
 
 mod documents;
 mod http;
+mod pull;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -31,8 +32,6 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time for starting a container. An emulated machine on a busy host has needed more than 30 s. Two minutes are
 /// also the kubelet's default (`--runtime-request-timeout`).
 const START_TIMEOUT: Duration = Duration::from_secs(120);
-/// Time for pulling an image over a slow line.
-const PULL_TIMEOUT: Duration = Duration::from_secs(1800);
 /// Time for loading an image archive onto a slow card.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(600);
 const SOCKET_POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -96,23 +95,6 @@ impl Podman {
         loaded.map(drop).with_context(|| format!("load the image archive {}", archive.display()))
     }
 
-    /// Pulls an image from its registry. Podman answers 200 at once; the result is in the lines of the body.
-    pub(crate) async fn pull(&self, reference: &str) -> Result<()> {
-        let path = format!("/images/pull?reference={}", encoded(reference));
-        let pulled = async {
-            let body = self.call(Method::POST, &path, empty(), PULL_TIMEOUT).await?;
-            let lines = body
-                .split(|byte| *byte == b'\n')
-                .filter_map(|line| serde_json::from_slice::<Value>(line).ok());
-            let error = lines.filter_map(|line| line["error"].as_str().map(str::to_owned)).next_back();
-            match error {
-                Some(error) => bail!("{error}"),
-                None => Ok(()),
-            }
-        };
-        pulled.await.with_context(|| format!("pull the image {reference}"))
-    }
-
     /// Creates a container and returns its id. `spec` is libpod's SpecGenerator.
     pub(crate) async fn create(&self, spec: &Value) -> Result<String> {
         #[derive(Deserialize)]
@@ -166,10 +148,20 @@ impl Podman {
         created.map(drop).with_context(|| format!("create the volume {name}"))
     }
 
-    /// Deletes an image and all of its names.
+    /// Deletes an image that no container uses. It is no error if the image does not exist.
     pub(crate) async fn remove_image(&self, reference: &str) -> Result<()> {
         let path = format!("/images/{}", encoded(reference));
         self.delete(&path, REQUEST_TIMEOUT).await.with_context(|| format!("remove the image {reference}"))
+    }
+
+    /// Deletes an image that no container uses. Returns false if a container uses it.
+    pub(crate) async fn remove_unused_image(&self, reference: &str) -> Result<bool> {
+        let removed = self.remove_image(reference).await;
+        let is_used = |error: &ApiError| error.status == 409;
+        match removed {
+            Err(error) if error.downcast_ref().is_some_and(is_used) => Ok(false),
+            removed => removed.map(|()| true),
+        }
     }
 
     /// Deletes a volume that no container uses. (With `force`, podman would delete the container too.)

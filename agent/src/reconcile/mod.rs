@@ -6,7 +6,7 @@
 mod state;
 mod steps;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZero;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -211,6 +211,8 @@ impl Reconciler {
             state.drop_forgotten();
             (state.deployments(), state.known)
         };
+        let named: BTreeSet<String> =
+            deployments.iter().flatten().filter_map(|one| Some(one.target.image()?.to_owned())).collect();
         let [to_remove, to_run] = deployments.map(|deployments| {
             let with_containers = |mut deployment: ManagedDeployment| {
                 deployment.containers = owned.remove(&deployment.name).unwrap_or_default();
@@ -230,7 +232,18 @@ impl Reconciler {
             }
         };
         self.save().await;
+        if known && outcome.is_ok() {
+            self.collect_images(&named).await?;
+        }
         outcome
+    }
+
+    /// Deletes the images that neither a deployment names nor a container uses.
+    async fn collect_images(&self, named: &BTreeSet<String>) -> Result<()> {
+        for reference in self.images.lock().await.collect(named).await? {
+            self.record(&format!("deleted the image {reference}, which no deployment names"));
+        }
+        Ok(())
     }
 
     /// Processes the jobs, several in parallel. A failure does not stop the other jobs. `begun` is the start

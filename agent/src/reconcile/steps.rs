@@ -68,7 +68,7 @@ impl Reconciler {
         let Target::Run { spec, digest } = &deployment.target else {
             bail!("a deployment without a document to run cannot be started");
         };
-        if self.images.lock().await.ensure(&spec.image).await? == Availability::Downloading {
+        if let Availability::Downloading(_) = self.images.lock().await.ensure(&spec.image).await? {
             return Ok(Some(Phase::Pending));
         }
         let applied = self.state().desired.deployments[name].applied.clone();

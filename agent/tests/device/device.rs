@@ -19,13 +19,23 @@ pub(crate) struct Device {
 
 impl Device {
     pub(crate) async fn start(name: &str) -> Self {
+        Self::start_with(name, "", "").await
+    }
+
+    /// Starts a device with these registries, and with more lines in the table `[podman]` of its configuration.
+    pub(crate) async fn start_with(name: &str, registries: &str, more: &str) -> Self {
         let broker = Broker::start(&users(name));
         let fleet = Fleet::enter(&broker, name).await;
-        let mut device =
-            Self { broker, fleet, pod: Pod::start(), home: tempfile::tempdir().unwrap(), agent: None };
+        let mut device = Self {
+            broker,
+            fleet,
+            pod: Pod::start(registries),
+            home: tempfile::tempdir().unwrap(),
+            agent: None,
+        };
         let nats = format!("urls = [{:?}]", device.broker.url());
         let (socket, archives) = (device.pod.socket(), pod::archives());
-        let podman = format!("socket = {socket:?}\nimage_archives = {archives:?}");
+        let podman = format!("socket = {socket:?}\nimage_archives = {archives:?}\n{more}");
         write_config(device.home.path(), name, &password_login(name), &nats, &podman);
         device.up();
         device

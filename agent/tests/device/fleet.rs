@@ -135,6 +135,15 @@ impl Fleet {
         status.deployment(deployment).unwrap().clone()
     }
 
+    /// Waits until the deployment's line of the status has an error with these words.
+    pub(crate) async fn error(&self, deployment: &str, words: &str) {
+        let has = |status: &DeviceStatus| {
+            let error = status.deployment(deployment).and_then(|line| line.last_error.clone());
+            error.is_some_and(|error| error.contains(words))
+        };
+        self.status(&format!("{deployment}: {words}"), has).await;
+    }
+
     /// Sends a command and returns the reply.
     pub(crate) async fn ask(
         &self,

@@ -4,6 +4,8 @@
 mod device;
 mod endurance;
 mod fleet;
+mod images;
 mod life;
 mod logins;
 mod pod;
+mod registry;

@@ -46,9 +46,10 @@ pub(crate) struct Pod {
 }
 
 impl Pod {
-    pub(crate) fn start() -> Self {
+    /// Starts a podman with this configuration of registries (containers-registries.conf(5)).
+    pub(crate) fn start(registries: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        write_configuration(directory.path());
+        write_configuration(directory.path(), registries);
         let service = serve(directory.path());
         let pod = Self { directory, service };
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -139,7 +140,7 @@ pub(crate) fn archives() -> &'static Path {
         )
         .unwrap();
         let storage = tempfile::tempdir().unwrap();
-        write_configuration(storage.path());
+        write_configuration(storage.path(), "");
         run(storage.path(), &["build", "--quiet", "--tag", IMAGE, context.to_str().unwrap()]);
         let archive = directory.join("localhost_iot-agent-test_1.tar");
         run(
@@ -148,6 +149,14 @@ pub(crate) fn archives() -> &'static Path {
         );
         directory
     })
+}
+
+/// Builds an image in a storage of its own and pushes it to its registry.
+pub(crate) fn push(directory: &Path, context: &Path, reference: &str) {
+    write_configuration(directory, "");
+    run(directory, &["build", "--quiet", "--layers=false", "--tag", reference, context.to_str().unwrap()]);
+    run(directory, &["push", "--quiet", "--tls-verify=false", reference]);
+    run(directory, &["rmi", "--force", reference]);
 }
 
 /// A wrapper of runc that removes the resource limits from the container's configuration. podman's service
@@ -165,7 +174,8 @@ exec runc "$@"
 
 /// Writes podman's configuration. Debian 12's crun refuses the hybrid cgroups of some containers, but runc
 /// accepts them. Locks are in files, since locks in shared memory belong to the user and not to the storage.
-fn write_configuration(directory: &Path) {
+fn write_configuration(directory: &Path, registries: &str) {
+    std::fs::write(directory.join("registries.conf"), registries).unwrap();
     let runtime = directory.join("runtime");
     std::fs::write(&runtime, RUNTIME).unwrap();
     std::fs::set_permissions(&runtime, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -180,6 +190,7 @@ fn write_configuration(directory: &Path) {
 fn podman(directory: &Path) -> Command {
     let mut command = Command::new("podman");
     command.env("CONTAINERS_CONF", directory.join("containers.conf"));
+    command.env("CONTAINERS_REGISTRIES_CONF", directory.join("registries.conf"));
     for (flag, place) in [("--root", "root"), ("--runroot", "run"), ("--tmpdir", "tmp")] {
         command.arg(flag).arg(directory.join(place));
     }

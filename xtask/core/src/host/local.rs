@@ -52,6 +52,7 @@ pub const PROGRAMS: &[(&str, Need, When)] = &[
     ("libvirtd", Need::LibvirtDaemon, When::Testing),
     ("podman", Need::Podman, When::Testing),
     ("runc", Need::Podman, When::Testing),
+    ("docker-registry", Need::Registry, When::Testing),
     ("aarch64-linux-gnu-g++", Need::CrossCxx, When::Testing),
     ("musl-gcc", Need::Musl, When::Testing),
     ("readelf", Need::Binutils, When::Testing),

@@ -47,6 +47,7 @@ pub enum Need {
     Uidmap,
     Gpgv,
     Podman,
+    Registry,
     CrossCxx,
     Musl,
     Binutils,
@@ -233,6 +234,8 @@ fn row(need: Need, arch: VmArchitecture) -> &'static str {
         (N::Gpgv, _) => "gpgv | gnupg2 | gnupg | gpg2",
         // runc is added because Debian 12's crun refuses the hybrid cgroup layout of some build machines.
         (N::Podman, _) => "podman runc | podman | podman | podman",
+        // The tests of the agent pull images from this registry. Other distributions have no program of this name.
+        (N::Registry, _) => "docker-registry | | |",
         // The tests of `inspect` compile their sample programs with this compiler.
         (N::CrossCxx, _) => "g++-aarch64-linux-gnu | gcc-c++-aarch64-linux-gnu | aarch64-linux-gnu-gcc |",
         (N::Musl, _) => "musl-tools | musl-gcc | musl |",

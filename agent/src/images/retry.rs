@@ -1,0 +1,86 @@
+//! The pauses between the downloads of an image that has failed. They depend on the reason, because a registry answers a
+//! wrong name in the same way for a long time, and counts the requests of a fleet.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The first and the longest pause after a failure of the network or of the device.
+const OF_NETWORK: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(600)];
+/// The first and the longest pause after the registry has refused: no such image, or no permission.
+const OF_REFUSAL: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(3600)];
+/// The first and the longest pause after the registry has said that there are too many requests.
+const OF_LIMIT: [Duration; 2] = [Duration::from_secs(300), Duration::from_secs(3600)];
+
+/// The texts of podman about an answer 401, 403 or 404 of a registry (distribution specification, error codes).
+const REFUSALS: [&str; 7] = [
+    "manifest unknown",
+    "name unknown",
+    "unauthorized",
+    "authentication required",
+    "denied",
+    "status: 40",
+    "invalid username",
+];
+/// The texts of podman about an answer 429.
+const LIMITS: [&str; 2] = ["toomanyrequests", "too many requests"];
+
+/// A download that has failed.
+#[derive(Debug, Clone)]
+pub(super) struct Failure {
+    /// The number of failures in a row.
+    count: u32,
+    pub(super) error: String,
+    /// The time of the next attempt.
+    pub(super) until: Instant,
+}
+
+impl Failure {
+    /// Records a failure after an earlier one of the same image, if there was one.
+    pub(super) fn after(earlier: Option<&Self>, error: String) -> Self {
+        let count = earlier.map_or(0, |earlier| earlier.count) + 1;
+        let pause = jittered(pause(&error, count), RandomState::new().hash_one(&error));
+        Self { count, error, until: Instant::now() + pause }
+    }
+}
+
+/// Returns the pause after `count` failures in a row, the last one with this error.
+fn pause(error: &str, count: u32) -> Duration {
+    let text = error.to_lowercase();
+    let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
+    let [first, longest] = match () {
+        () if has(&LIMITS) => OF_LIMIT,
+        () if has(&REFUSALS) => OF_REFUSAL,
+        () => OF_NETWORK,
+    };
+    first.saturating_mul(1 << (count - 1).min(10)).min(longest)
+}
+
+/// Returns a pause between 75 % and 125 %, so that the devices of a fleet do not ask at the same time.
+fn jittered(pause: Duration, random: u64) -> Duration {
+    pause.mul_f64(0.75 + (random % 1024) as f64 / 2048.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_depends_on_the_reason_and_grows() {
+        let seconds = |error: &str, count| pause(error, count).as_secs();
+        let network = "pull: dial tcp: connection refused";
+        assert_eq!([1, 2, 3, 9, 40].map(|count| seconds(network, count)), [5, 10, 20, 600, 600]);
+        let unknown = "reading manifest 1 in r.example/a: manifest unknown: manifest unknown";
+        assert_eq!([1, 2, 9].map(|count| seconds(unknown, count)), [60, 120, 3600]);
+        let limit = "reading manifest: toomanyrequests: You have reached your pull rate limit";
+        assert_eq!([1, 5].map(|count| seconds(limit, count)), [300, 3600]);
+    }
+
+    #[test]
+    fn devices_ask_at_different_times() {
+        let minute = Duration::from_secs(60);
+        let pauses = [0, 512, 1023].map(|random| jittered(minute, random).as_secs());
+        assert_eq!(pauses, [45, 60, 74]);
+    }
+}
