@@ -1,4 +1,4 @@
-//! The client of the fleet bus: connects, and then reports statuses, watches the desired state and answers
+//! The client of the fleet bus: connects, and then reports statuses, follows the desired state and answers
 //! commands until the connection ends. The next connection starts from scratch, so that nothing stale is
 //! carried over. (Before async-nats gives a connection up, it tries each server once more in the background.)
 
@@ -6,11 +6,10 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_protocol::{DESIRED_BUCKET, STATUS_BUCKET, command_wildcard, desired_key};
+use agent_protocol::{STATUS_BUCKET, command_wildcard};
 use anyhow::{Context, Result, bail};
-use async_nats::jetstream::consumer::{Consumer, DeliverPolicy, push};
 use async_nats::jetstream::{self, kv};
-use async_nats::{Client, Event, HeaderMap};
+use async_nats::{Client, Event};
 use futures_util::StreamExt as _;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
@@ -18,7 +17,7 @@ use tracing::{debug, info, warn};
 
 use crate::command_handler::CommandHandler;
 use crate::config::Config;
-use crate::desired::{Change, Operation, Update};
+use crate::desired::Change;
 use crate::device_state::{Connection, DeviceState};
 use crate::progress::{Loop, Progress};
 use crate::rate_limiter::RateLimiter;
@@ -43,12 +42,6 @@ const MAX_LOST_PUTS: u32 = 3;
 const LOOP_INTERVAL: Duration = Duration::from_secs(30);
 /// Time for storing one status; the bus may be behind a slow mobile link.
 const PUT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time for one answer of JetStream.
-const JETSTREAM_TIMEOUT: Duration = Duration::from_secs(15);
-/// The desired state is read completely at this interval, in case a message was lost.
-const RESYNC_INTERVAL: Duration = Duration::from_secs(600);
-/// The shortest pause before the desired state is watched again after an error.
-const WATCH_RETRY_PAUSE: Duration = Duration::from_secs(3);
 /// Bytes of a message that are left for its headers and subject.
 const MESSAGE_OVERHEAD: usize = 4096;
 
@@ -81,7 +74,7 @@ impl Bus {
                     let begun = Instant::now();
                     info!(server = client.server_info().server_name, "connected to the bus");
                     last_error.clear();
-                    self.connection.send_replace(Connection { connected: true, error: None });
+                    self.connection.send_replace(Connection { connected: true, ..Connection::default() });
                     let reason = self.serve(&client, events).await;
                     if begun.elapsed() >= STABLE_AFTER {
                         attempts = 0;
@@ -101,7 +94,7 @@ impl Bus {
                     error
                 }
             };
-            self.connection.send_replace(Connection { connected: false, error: Some(error) });
+            self.connection.send_replace(Connection { error: Some(error), ..Connection::default() });
             attempts += 1;
             sleep(reconnect_pause(attempts)).await;
         }
@@ -157,7 +150,7 @@ impl Bus {
         let reason = tokio::select! {
             reason = ended => reason,
             reason = bus.report(client, &mut limiter) => reason,
-            reason = bus.watch_desired(client) => reason,
+            reason = bus.follow(client) => reason,
             reason = bus.answer(client) => reason,
         };
         self.limiter = limiter;
@@ -228,55 +221,6 @@ impl Bus {
         Ok(revision)
     }
 
-    /// Passes the desired state to the reconciler: a snapshot, then each change. Begins again with a snapshot
-    /// at each [`RESYNC_INTERVAL`] and after each error. Returns only if it cannot go on, with the reason.
-    async fn watch_desired(&self, client: &Client) -> String {
-        let prefix = format!("$KV.{DESIRED_BUCKET}.{}", desired_key(&self.config.agent.device_id, ""));
-        loop {
-            match timeout(RESYNC_INTERVAL, self.watch_desired_once(client, &prefix)).await {
-                Err(_elapsed) => debug!("reading the complete desired state again"),
-                Ok(Ok(())) => return "the reconciler ended".to_owned(),
-                Ok(Err(error)) => {
-                    warn!("cannot watch the desired state below {prefix}: {error:#}");
-                    sleep(WATCH_RETRY_PAUSE + jitter(WATCH_RETRY_PAUSE)).await;
-                }
-            }
-        }
-    }
-
-    /// Passes a snapshot and then each change. Returns `Ok` if the reconciler has ended.
-    async fn watch_desired_once(&self, client: &Client, prefix: &str) -> Result<()> {
-        let consumer = timeout(JETSTREAM_TIMEOUT, consume(client, prefix)).await;
-        let consumer = consumer.context("create the consumer: JetStream does not answer")??;
-        let mut snapshot = (consumer.cached_info().num_pending > 0).then(Vec::new);
-        if snapshot.is_none() && self.changes.send(Change::Snapshot(Vec::new())).await.is_err() {
-            return Ok(());
-        }
-        let mut messages = consumer.messages().await.context("subscribe to the consumer")?;
-        while let Some(message) = messages.next().await {
-            let message = message.context("receive a message")?;
-            let info = message.info().map_err(|error| anyhow::anyhow!("{error}"))?;
-            let name = message.subject.strip_prefix(prefix).unwrap_or_default().to_owned();
-            let operation = kv_operation(message.headers.as_ref(), &message.payload);
-            let update = Update { name, revision: info.stream_sequence, operation };
-            let change = match snapshot.take() {
-                None => Change::Update(update),
-                Some(mut updates) => {
-                    updates.push(update);
-                    if info.pending > 0 {
-                        snapshot = Some(updates);
-                        continue;
-                    }
-                    Change::Snapshot(updates)
-                }
-            };
-            if self.changes.send(change).await.is_err() {
-                return Ok(());
-            }
-        }
-        bail!("the broker ended the consumer")
-    }
-
     /// Answers commands. Returns only if it cannot go on, with the reason.
     async fn answer(&self, client: &Client) -> String {
         let subject = command_wildcard(&self.config.agent.device_id);
@@ -288,35 +232,6 @@ impl Bus {
             CommandHandler::serve(&self.command_handler, client, message);
         }
         format!("the subscription to {subject} ended")
-    }
-}
-
-/// Creates a consumer of the newest entry of each key below `prefix`.
-async fn consume(client: &Client, prefix: &str) -> Result<Consumer<push::OrderedConfig>> {
-    jetstream::new(client.clone())
-        .get_stream_no_info(format!("KV_{DESIRED_BUCKET}"))
-        .await
-        .with_context(|| format!("open the bucket {DESIRED_BUCKET}"))?
-        .create_consumer(push::OrderedConfig {
-            // If a consumer has a name, the subject of the request that creates it contains the filter. A
-            // broker can therefore check the filter.
-            name: Some(format!("{:016x}", RandomState::new().hash_one(()))),
-            deliver_subject: client.new_inbox(),
-            filter_subject: format!("{prefix}>"),
-            deliver_policy: DeliverPolicy::LastPerSubject,
-            ..push::OrderedConfig::default()
-        })
-        .await
-        .context("create the consumer")
-}
-
-/// Returns the operation of a KV entry. A header names the operation; an entry without this header is a Put
-/// (NATS ADR-8).
-fn kv_operation(headers: Option<&HeaderMap>, payload: &[u8]) -> Operation {
-    match headers.and_then(|headers| headers.get("KV-Operation")).map(|operation| operation.as_str()) {
-        Some("DEL") => Operation::Delete,
-        Some("PURGE") => Operation::Purge,
-        _ => Operation::Put(String::from_utf8_lossy(payload).into_owned()),
     }
 }
 
@@ -342,7 +257,7 @@ fn reconnect_pause(attempts: u32) -> Duration {
 }
 
 /// Returns a random duration up to `max`. The standard library gives each `RandomState` random keys.
-fn jitter(max: Duration) -> Duration {
+pub(crate) fn jitter(max: Duration) -> Duration {
     let random = RandomState::new().hash_one(()) as u32;
     max.mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
@@ -359,18 +274,5 @@ mod tests {
             assert!(pause >= Duration::from_millis(250), "{attempts}: {pause:?}");
         }
         assert!((0..20).map(|_| reconnect_pause(5)).collect::<std::collections::HashSet<_>>().len() > 1);
-    }
-
-    #[test]
-    fn the_header_names_the_operation() {
-        let header = |value: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert("KV-Operation", value);
-            headers
-        };
-        assert_eq!(kv_operation(None, b"{}"), Operation::Put("{}".into()));
-        assert_eq!(kv_operation(Some(&header("DEL")), b""), Operation::Delete);
-        assert_eq!(kv_operation(Some(&header("PURGE")), b""), Operation::Purge);
-        assert_eq!(kv_operation(Some(&HeaderMap::new()), b"x"), Operation::Put("x".into()));
     }
 }

@@ -31,6 +31,9 @@ pub struct AgentConfig {
     /// Seconds between two statuses, 1 to 3600.
     #[serde(default = "default_heartbeat")]
     pub(crate) heartbeat_seconds: u64,
+    /// Seconds between two complete readings of the desired state, 1 to 86400.
+    #[serde(default = "default_resync")]
+    pub(crate) resync_seconds: u64,
     /// Directory of the state that must survive a power cut.
     #[serde(default = "default_state_directory")]
     pub(crate) state_directory: PathBuf,
@@ -155,6 +158,10 @@ fn default_heartbeat() -> u64 {
     5
 }
 
+fn default_resync() -> u64 {
+    600
+}
+
 /// Returns the default of `[agent] status_file` and of `iot-agent status --file`.
 pub fn default_status_file() -> PathBuf {
     "/run/iot-agent/status.json".into()
@@ -197,7 +204,7 @@ impl Config {
     /// Returns an error that names the first wrong table or key and says which values are valid.
     pub fn parse(text: &str) -> Result<Self> {
         let config: Self = toml::from_str(text).map_err(|error| without_content(&error, text))?;
-        let AgentConfig { device_id, heartbeat_seconds, .. } = &config.agent;
+        let AgentConfig { device_id, heartbeat_seconds, resync_seconds, .. } = &config.agent;
         ensure!(
             is_name(device_id),
             "[agent] device_id = {device_id:?} is not a valid name: use up to 63 letters, digits, '-' and '_'"
@@ -205,6 +212,10 @@ impl Config {
         ensure!(
             (1..=3600).contains(heartbeat_seconds),
             "[agent] heartbeat_seconds = {heartbeat_seconds} is outside 1 to 3600"
+        );
+        ensure!(
+            (1..=86_400).contains(resync_seconds),
+            "[agent] resync_seconds = {resync_seconds} is outside 1 to 86400"
         );
         config.nats.check_urls()?;
         Ok(config)
@@ -245,7 +256,7 @@ mod tests {
     fn a_good_file_is_parsed() {
         let config = Config::parse(GOOD).unwrap();
         assert_eq!(config.agent.device_id, "pi-7");
-        assert_eq!(config.agent.heartbeat_seconds, 5);
+        assert_eq!((config.agent.heartbeat_seconds, config.agent.resync_seconds), (5, 600));
         assert_eq!(config.nats.urls.len(), 2, "each URL is an element of its own");
         assert_eq!(config.podman.socket, Path::new("/run/iot-agent/podman.sock"));
     }
@@ -285,6 +296,7 @@ mod tests {
             (GOOD.replace("[nats]", "[nats]\nkey_file = \"x\""), "give both or neither"),
             (GOOD.replace("[nats]", "[mqtt]\n[nats]"), "mqtt"),
             (GOOD.replace("[credentials]", "heartbeat_seconds = 0\n[credentials]"), "outside 1 to 3600"),
+            (GOOD.replace("[credentials]", "resync_seconds = 0\n[credentials]"), "outside 1 to 86400"),
         ];
         for (text, expected) in table {
             let error = format!("{:#}", Config::parse(&text).unwrap_err());

@@ -1,12 +1,13 @@
 //! The latest desired state of this device that the agent has received. This module does no I/O:
 //! [`crate::store`] keeps the state on disk, so that a device can run its deployments if it boots while the
-//! bus is away.
+//! bus is away. [`crate::bucket`] decides which changes are applied.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use agent_protocol::{ContainerSpec, Deployment, Document, Refusal, is_name};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::bucket::{Orphaned, Stream};
 use crate::digest;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +15,10 @@ use crate::digest;
 pub struct Desired {
     /// The highest revision of the bucket that this state contains.
     pub(crate) revision: u64,
+    /// The identity of the bucket's stream, [`Stream::created`]. State files of earlier agents do not
+    /// have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) stream: Option<i64>,
     #[serde(deserialize_with = "entries_with_targets")]
     pub(crate) deployments: BTreeMap<String, DesiredEntry>,
 }
@@ -31,18 +36,38 @@ pub(crate) struct DesiredEntry {
     #[serde(skip)]
     pub(crate) target: Target,
     pub(crate) applied: Option<Applied>,
+    /// Set if the bucket does not name the deployment although it was never deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) orphaned: Option<Orphaned>,
+    /// The revision that a Purge must exceed to delete volumes, if it is higher than `revision`; otherwise 0.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) purge_above: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// The operation of a KV entry (NATS ADR-8).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Operation {
-    /// Run this document. A document that is not UTF-8 is converted with loss, since it is refused anyway.
+    /// Run this document.
     Put(String),
+    /// Refuse a document that is not UTF-8. The number is the offset of the first wrong byte.
+    PutBinary(usize),
     /// Remove the container and keep the volumes.
     Delete,
     /// Remove the container and the volumes, and forget the deployment.
     Purge,
+}
+
+impl Operation {
+    /// Returns whether this is a Put. All other operations remove the deployment.
+    pub(crate) fn runs(&self) -> bool {
+        matches!(self, Self::Put(_) | Self::PutBinary(_))
+    }
 }
 
 /// The container that the agent has made and started for a deployment.
@@ -65,7 +90,7 @@ pub(crate) struct Applied {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
     /// All entries of the bucket for this device, including deletion markers.
-    Snapshot(Vec<Update>),
+    Snapshot(Stream, Vec<Update>),
     Update(Update),
 }
 
@@ -101,10 +126,14 @@ impl Target {
         }
     }
 
-    fn of(name: &str, operation: &Operation) -> Self {
+    pub(crate) fn of(name: &str, operation: &Operation) -> Self {
         let text = match operation {
             Operation::Delete => return Self::Removed,
             Operation::Purge => return Self::Purged,
+            Operation::PutBinary(offset) => {
+                let reason = format!("the document is not UTF-8 text: byte {offset} is wrong");
+                return Self::Refused(Refusal(reason));
+            }
             Operation::Put(text) => text,
         };
         if !is_name(name) {
@@ -134,56 +163,6 @@ fn entries_with_targets<'de, D: Deserializer<'de>>(
 }
 
 impl Desired {
-    /// Applies a change. Returns whether anything is new. Documents are parsed and hashed only here.
-    pub(crate) fn take(&mut self, change: Change) -> bool {
-        match change {
-            Change::Update(update) => self.update(update),
-            Change::Snapshot(updates) => self.replace(updates),
-        }
-    }
-
-    fn update(&mut self, update: Update) -> bool {
-        if self.deployments.get(&update.name).is_some_and(|known| known.revision >= update.revision) {
-            return false;
-        }
-        self.revision = self.revision.max(update.revision);
-        self.put(update);
-        true
-    }
-
-    /// Replaces the state with a snapshot, even if the snapshot's revisions are lower, since the bucket may
-    /// be a new one.
-    fn replace(&mut self, updates: Vec<Update>) -> bool {
-        let before = self.clone();
-        self.revision = updates.iter().map(|update| update.revision).max().unwrap_or(0);
-        let named: BTreeSet<_> = updates.iter().map(|update| update.name.clone()).collect();
-        for (name, entry) in &mut self.deployments {
-            if !named.contains(name) {
-                if matches!(entry.operation, Operation::Put(_)) {
-                    (entry.operation, entry.target) = (Operation::Delete, Target::Removed);
-                }
-                // A new bucket counts from 1 again, and its next Put must not look older than this entry.
-                entry.revision = entry.revision.min(self.revision);
-            }
-        }
-        for update in updates {
-            let same = |known: &DesiredEntry| {
-                known.revision == update.revision && known.operation == update.operation
-            };
-            if !self.deployments.get(&update.name).is_some_and(same) {
-                self.put(update);
-            }
-        }
-        *self != before
-    }
-
-    fn put(&mut self, Update { name, revision, operation }: Update) {
-        // The container of the previous document may still exist.
-        let applied = self.deployments.get(&name).and_then(|known| known.applied.clone());
-        let target = Target::of(&name, &operation);
-        self.deployments.insert(name, DesiredEntry { revision, operation, target, applied });
-    }
-
     /// Records the applied container of a deployment. Returns whether this changed the state.
     pub(crate) fn note_applied(&mut self, name: &str, applied: Option<Applied>) -> bool {
         match self.deployments.get_mut(name) {
@@ -248,25 +227,6 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_replaces_the_state() {
-        let mut desired = Desired::default();
-        desired.take(Change::Snapshot(vec![put("a", 10, "x"), put("b", 11, "y")]));
-        assert_eq!(desired.revision, 11);
-        assert!(
-            !desired.take(Change::Snapshot(vec![put("a", 10, "x"), put("b", 11, "y")])),
-            "the same again"
-        );
-        // A bucket that was created again begins at revision 1. The new bucket has no key `b`.
-        assert!(desired.take(Change::Snapshot(vec![put("a", 1, "z")])));
-        assert_eq!((desired.revision, operation_of(&desired, "a")), (1, &Operation::Put("z".into())));
-        assert_eq!(operation_of(&desired, "b"), &Operation::Delete);
-        assert!(desired.take(Change::Snapshot(Vec::new())), "an empty bucket deletes all deployments");
-        assert_eq!(operation_of(&desired, "a"), &Operation::Delete);
-        assert!(desired.take(Change::Update(put("b", 2, "y"))), "the entry of the new bucket is newer");
-        assert_eq!(operation_of(&desired, "b"), &Operation::Put("y".into()));
-    }
-
-    #[test]
     fn what_was_applied_survives_a_new_operation() {
         let mut desired = Desired::default();
         desired.take(Change::Update(put("web", 1, "a")));
@@ -310,7 +270,7 @@ mod tests {
     fn the_form_on_disk_has_no_target_and_gets_it_back() {
         let text = r#"{"kind":"podman-container","version":1,"spec":{"image":"localhost/a:1"}}"#;
         let mut desired = Desired::default();
-        desired.take(Change::Snapshot(vec![put("web", 7, text)]));
+        desired.take(Change::Update(put("web", 7, text)));
         let json = serde_json::to_value(&desired).unwrap();
         let expected = serde_json::json!({ "revision": 7, "deployments": {
             "web": { "revision": 7, "wish": { "put": text }, "applied": null }

@@ -7,7 +7,7 @@ use agent_protocol::{DeploymentStatus, Event, ObservedContainer, Phase};
 use serde::{Deserialize, Serialize};
 
 use crate::backoff::Backoff;
-use crate::desired::{Desired, Target};
+use crate::desired::{Desired, DesiredEntry, Target};
 use crate::host::uptime_seconds;
 use crate::plan::{self, ManagedDeployment};
 
@@ -26,6 +26,9 @@ pub(crate) struct Connection {
     pub(crate) connected: bool,
     /// The reason why the agent is not connected.
     pub(crate) error: Option<String>,
+    /// The reason why the agent does not follow the desired state although it is connected.
+    #[serde(default)]
+    pub(crate) following_error: Option<String>,
 }
 
 /// Builds a deployment's line of the status.
@@ -56,6 +59,22 @@ pub(crate) fn status_line(
     }
 }
 
+/// Reports that a deployment goes on although the bucket does not name it. An error of the deployment itself is
+/// reported first, since it needs an action on its own.
+pub(crate) fn tell_orphaned(line: &mut DeploymentStatus, entry: &DesiredEntry) {
+    match (line.phase, entry.why_orphaned()) {
+        (Phase::Running | Phase::Completed | Phase::Orphaned, Some(why)) => {
+            (line.phase, line.last_error) = (Phase::Orphaned, Some(why));
+        }
+        (Phase::Orphaned, None) => {
+            let runs = line.container.as_ref().is_some_and(|container| container.state == "running");
+            line.phase = if runs { Phase::Running } else { Phase::Completed };
+            line.last_error = None;
+        }
+        _ => {}
+    }
+}
+
 /// Adds a line for each deployment that podman has not been asked about yet.
 pub(crate) fn add_missing_lines(lines: &mut BTreeMap<String, DeploymentStatus>, desired: &Desired) {
     for (name, entry) in &desired.deployments {
@@ -64,6 +83,7 @@ pub(crate) fn add_missing_lines(lines: &mut BTreeMap<String, DeploymentStatus>, 
         if line.desired_revision != entry.revision {
             *line = DeploymentStatus { container: line.container.take(), restarts: line.restarts, ..new() };
         }
+        tell_orphaned(line, entry);
     }
 }
 
@@ -107,6 +127,7 @@ impl Events {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bucket::Orphaned;
     use crate::desired::{Change, Operation, Update};
 
     #[test]
@@ -122,6 +143,32 @@ mod tests {
         add_missing_lines(&mut lines, &desired);
         let line = &lines["web"];
         assert_eq!((line.phase, line.desired_revision, line.restarts), (Phase::Removing, 2, 3));
+    }
+
+    #[test]
+    fn an_orphan_is_reported_until_the_bucket_names_it_again() {
+        let mut desired = Desired::default();
+        desired.take(Change::Update(Update {
+            name: "web".into(),
+            revision: 1,
+            operation: Operation::Put("{}".into()),
+        }));
+        let mut lines = BTreeMap::new();
+        add_missing_lines(&mut lines, &desired);
+        let line = lines.get_mut("web").unwrap();
+        let container = ObservedContainer { id: "c".into(), state: "running".into(), exit_code: None };
+        (line.phase, line.container, line.last_error) = (Phase::Running, Some(container), None);
+        for (orphaned, phase) in [(Some(Orphaned::Missing), Phase::Orphaned), (None, Phase::Running)] {
+            desired.deployments.get_mut("web").unwrap().orphaned = orphaned;
+            add_missing_lines(&mut lines, &desired);
+            let line = &lines["web"];
+            assert_eq!((line.phase, line.last_error.is_some()), (phase, orphaned.is_some()));
+        }
+        // An error of the deployment itself stays.
+        lines.get_mut("web").unwrap().phase = Phase::BackingOff;
+        desired.deployments.get_mut("web").unwrap().orphaned = Some(Orphaned::Missing);
+        add_missing_lines(&mut lines, &desired);
+        assert_eq!(lines["web"].phase, Phase::BackingOff);
     }
 
     #[test]

@@ -8,15 +8,17 @@
 //!
 //! - [`config`], `credentials`: the configuration file and the logins to the bus
 //! - `host`: facts about the device
-//! - `desired`: the desired state (no I/O); [`store`]: the desired state on disk, with `files` and `digest`
+//! - `desired`: the desired state (no I/O); `bucket`: which changes of it are believed (no I/O); [`store`]: the desired state on disk, with `files` and `digest`
 //! - `plan`: the next step for a deployment (no I/O)
 //! - `podman`: podman's REST API; `images`: image downloads; `backoff`: pauses between attempts
 //! - `reconcile`: observe, compare, act
 //! - `device_state`, [`status_report`]: the state that the device reports
-//! - `bus`: connect, report, watch, answer; `rate_limiter`: how often a status is sent; `command_handler`: replies
+//! - `bus`: connect, report, answer; `follow`: read and follow the desired state, with `markers`; `rate_limiter`: how
+//!   often a status is sent; `command_handler`: replies
 //! - `progress`: the watchdog; [`run`]: starts all of it
 
 mod backoff;
+mod bucket;
 mod bus;
 mod command_handler;
 pub mod config;
@@ -25,8 +27,10 @@ mod desired;
 mod device_state;
 mod digest;
 mod files;
+mod follow;
 mod host;
 mod images;
+mod markers;
 mod plan;
 mod podman;
 mod progress;

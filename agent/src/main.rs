@@ -33,7 +33,7 @@ enum Command {
     },
     /// Show the device's deployments and its connection to the bus
     ///
-    /// Exits with 1 if the agent is not running or not connected.
+    /// Exits with 1 if the agent is not running, not connected, or does not follow the desired state.
     Status {
         /// Status file that the running agent writes
         #[arg(long, value_name = "FILE", default_value_os_t = default_status_file())]

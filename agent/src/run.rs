@@ -47,7 +47,7 @@ pub async fn run(config: Config) -> Result<()> {
         exe_sha256 = status.exe_sha256,
         "started"
     );
-    let reporter = StatusReporter::new(status);
+    let reporter = StatusReporter::new(status, connection.clone());
     let reconciler = Reconciler::new(&config, device.clone(), state_tx, Arc::clone(&progress));
     let podman = Podman::new(&config.podman.socket);
     let bus = Bus {

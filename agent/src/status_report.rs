@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use agent_protocol::DeviceStatus;
+use agent_protocol::status::shortened;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::device_state::{Connection, DeviceState};
 use crate::files;
@@ -18,6 +20,7 @@ use crate::host::{footprint, uptime_seconds};
 pub(crate) struct StatusReporter {
     /// The parts of the status that do not change while the process runs.
     template: DeviceStatus,
+    connection: watch::Receiver<Connection>,
     sequence: Arc<AtomicU64>,
 }
 
@@ -31,8 +34,8 @@ pub(crate) struct LocalStatus {
 }
 
 impl StatusReporter {
-    pub(crate) fn new(template: DeviceStatus) -> Self {
-        Self { template, sequence: Arc::default() }
+    pub(crate) fn new(template: DeviceStatus, connection: watch::Receiver<Connection>) -> Self {
+        Self { template, connection, sequence: Arc::default() }
     }
 
     fn status(&self, device_state: &DeviceState, sequence: u64) -> Result<DeviceStatus> {
@@ -42,6 +45,7 @@ impl StatusReporter {
             uptime_seconds: uptime_seconds()?,
             footprint: Some(footprint()?),
             desired_revision,
+            following_error: self.connection.borrow().following_error.as_deref().map(shortened),
             deployments,
             events,
             ..self.template.clone()
@@ -91,7 +95,8 @@ fn fit(mut status: DeviceStatus, max_bytes: usize) -> Result<(DeviceStatus, Vec<
     }
 }
 
-/// Returns the text that `iot-agent status` prints, and whether the agent is running and connected.
+/// Returns the text that `iot-agent status` prints, and whether the agent is running, connected, and
+/// follows the desired state.
 ///
 /// # Errors
 /// Returns an error if the file at `path` is missing or is no local status.
@@ -115,7 +120,9 @@ pub fn describe(path: &Path) -> Result<(String, bool)> {
         (false, None) => "bus: not connected yet".to_owned(),
         (false, Some(error)) => format!("bus: not connected: {error}"),
     });
-    lines.push(format!("desired state: revision {}", status.desired_revision));
+    let error = local.bus.following_error.as_ref();
+    let followed = error.map_or(String::new(), |error| format!(", not followed: {error}"));
+    lines.push(format!("desired state: revision {}{followed}", status.desired_revision));
     for line in &status.deployments {
         let container =
             line.container.as_ref().map_or(String::new(), |c| format!(", container {} {}", c.id, c.state));
@@ -128,7 +135,7 @@ pub fn describe(path: &Path) -> Result<(String, bool)> {
     for event in &status.events {
         lines.push(format!("  {:>8} s  {}", event.uptime_seconds, event.what));
     }
-    Ok((lines.join("\n"), alive && local.bus.connected))
+    Ok((lines.join("\n"), alive && local.bus.connected && error.is_none()))
 }
 
 #[cfg(test)]
@@ -151,7 +158,8 @@ mod tests {
 
     #[test]
     fn a_status_of_too_many_deployments_counts_the_omitted_ones() {
-        let reporter = StatusReporter::new(read_status("pi-7").unwrap());
+        let (_tx, connection) = watch::channel(Connection::default());
+        let reporter = StatusReporter::new(read_status("pi-7").unwrap(), connection);
         let max_bytes = (1 << 20) - 4096;
         for (count, all) in [(1000, true), (10_000, false)] {
             let document = reporter.write(&state_of(count), max_bytes).unwrap();
@@ -172,8 +180,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("status.json");
         assert!(describe(&path).unwrap_err().to_string().contains("is the agent running?"));
-        let reporter = StatusReporter::new(read_status("pi-7").unwrap());
-        let away = Connection { connected: false, error: Some("no route".into()) };
+        let (tx, connection) = watch::channel(Connection::default());
+        let reporter = StatusReporter::new(read_status("pi-7").unwrap(), connection);
+        let away = Connection { error: Some("no route".into()), ..Connection::default() };
         reporter.write_local(&state_of(1), &away, &path).unwrap();
         let (text, healthy) = describe(&path).unwrap();
         assert!(
@@ -182,7 +191,16 @@ mod tests {
                 && text.contains("web-0 revision 7 running"),
             "{text}"
         );
-        reporter.write_local(&state_of(1), &Connection { connected: true, error: None }, &path).unwrap();
+        let connected = Connection { connected: true, ..Connection::default() };
+        reporter.write_local(&state_of(1), &connected, &path).unwrap();
         assert!(describe(&path).unwrap().1);
+        let deaf = Connection { following_error: Some("no such bucket".into()), ..connected };
+        tx.send_replace(deaf.clone());
+        reporter.write_local(&state_of(1), &deaf, &path).unwrap();
+        let (text, healthy) = describe(&path).unwrap();
+        assert!(!healthy && text.contains("revision 7, not followed: no such bucket"), "{text}");
+        let told: DeviceStatus =
+            serde_json::from_slice(&reporter.write(&state_of(1), usize::MAX).unwrap()).unwrap();
+        assert_eq!(told.following_error.as_deref(), Some("no such bucket"));
     }
 }

@@ -17,9 +17,8 @@ pub const STATUS_BUCKET: &str = "agent-status";
 ///
 /// A *Put* stores the document of a deployment that the device must run. A *Delete* stops and removes the
 /// deployment's container. The volumes and the deployment's line in the status stay, so that a later Put
-/// finds the data again. A *Purge* removes the container, the volumes and the line. An entry can also be
-/// deleted without a marker. Its key is then missing from a snapshot of the bucket, and this counts as a
-/// Delete.
+/// finds the data again. A *Purge* removes the container, the volumes and the line. If the bucket loses an
+/// entry without such a marker, the deployment goes on as an orphan ([`Phase::Orphaned`]).
 pub const DESIRED_BUCKET: &str = "desired-state";
 
 /// The schema number of [`DeviceStatus`]. A reader refuses an unknown number. New fields need no new number.

@@ -33,6 +33,9 @@ pub struct DeviceStatus {
     /// changes up to this revision: they survive a power cut.
     #[serde(default)]
     pub desired_revision: u64,
+    /// The reason why the device does not follow the desired state at present.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub following_error: Option<String>,
     /// The deployments by name, including deleted ones until they are purged.
     #[serde(default)]
     pub deployments: Vec<DeploymentStatus>,
@@ -98,6 +101,9 @@ pub enum Phase {
     BackingOff,
     /// The agent cannot run the document (see `last_error`); the previous container has been stopped.
     Refused,
+    /// The deployment is as its last known document says, although the bucket no longer names it (see
+    /// `last_error`). Only a Delete or a Purge removes it.
+    Orphaned,
     /// The deployment was deleted, and its container still exists.
     Removing,
     /// The deployment was deleted; its volumes still exist.

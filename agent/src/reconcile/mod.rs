@@ -154,7 +154,7 @@ impl Reconciler {
         let mut next = Some(change);
         while let Some(change) = next {
             let mut state = self.state();
-            state.known |= matches!(change, Change::Snapshot(_));
+            state.known |= matches!(change, Change::Snapshot(..));
             state.unsaved |= state.desired.take(change);
             next = changes.try_recv().ok();
         }

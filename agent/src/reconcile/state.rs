@@ -105,8 +105,9 @@ impl State {
     /// Updates the deployment's line of the status.
     pub(super) fn set_line(&mut self, deployment: &ManagedDeployment, phase: Phase) {
         let name = &deployment.name;
-        if self.desired.deployments.contains_key(name) {
-            let line = device_state::status_line(deployment, phase, self.backoff(name));
+        let mut line = device_state::status_line(deployment, phase, self.backoff(name));
+        if let Some(entry) = self.desired.deployments.get(name) {
+            device_state::tell_orphaned(&mut line, entry);
             self.lines.insert(name.clone(), line);
         } else {
             self.lines.remove(name);

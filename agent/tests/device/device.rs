@@ -19,11 +19,20 @@ pub(crate) struct Device {
 
 impl Device {
     pub(crate) async fn start(name: &str) -> Self {
-        Self::start_with(name, "", "").await
+        Self::start_with(name, 600).await
+    }
+
+    /// Starts a device whose agent reads the complete desired state at this interval.
+    pub(crate) async fn start_with(name: &str, resync_seconds: u32) -> Self {
+        Self::configured(name, resync_seconds, "", "").await
     }
 
     /// Starts a device with these registries, and with more lines in the table `[podman]` of its configuration.
-    pub(crate) async fn start_with(name: &str, registries: &str, more: &str) -> Self {
+    pub(crate) async fn start_with_images(name: &str, registries: &str, more: &str) -> Self {
+        Self::configured(name, 600, registries, more).await
+    }
+
+    async fn configured(name: &str, resync_seconds: u32, registries: &str, more: &str) -> Self {
         let broker = Broker::start(&users(name));
         let fleet = Fleet::enter(&broker, name).await;
         let mut device = Self {
@@ -36,7 +45,11 @@ impl Device {
         let nats = format!("urls = [{:?}]", device.broker.url());
         let (socket, archives) = (device.pod.socket(), pod::archives());
         let podman = format!("socket = {socket:?}\nimage_archives = {archives:?}\n{more}");
-        write_config(device.home.path(), name, &password_login(name), &nats, &podman);
+        let home = device.home.path();
+        write_config(home, name, &password_login(name), &nats, &podman);
+        let text = std::fs::read_to_string(home.join("config.toml")).unwrap();
+        let resync = format!("resync_seconds = {resync_seconds}\n[credentials]");
+        secret(home, "config.toml", &text.replacen("[credentials]", &resync, 1));
         device.up();
         device
     }

@@ -18,7 +18,7 @@ fn of_image(reference: &str) -> Document {
 }
 
 async fn device(name: &str, registry: &Registry, more: &str) -> Device {
-    Device::start_with(name, &registry.configuration(), more).await
+    Device::start_with_images(name, &registry.configuration(), more).await
 }
 
 /// The download takes much longer than the limit for silence. The connection of a download that nobody wants any more is

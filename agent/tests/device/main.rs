@@ -1,6 +1,8 @@
 //! Tests of the agent against a real nats-server and a real podman. The agent always reaches the desired
 //! state in the end. `cargo xtask ci` runs these tests after a preflight.
 
+mod backup;
+mod bucket;
 mod device;
 mod endurance;
 mod fleet;

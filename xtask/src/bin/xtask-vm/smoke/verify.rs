@@ -193,6 +193,7 @@ pub(crate) mod tests {
                 sequence,
                 desired_revision: 0,
                 deployments: Vec::new(),
+                following_error: None,
                 deployments_omitted: 0,
                 events: Vec::new(),
                 footprint: None,
