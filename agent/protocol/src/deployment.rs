@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::is_name;
+use super::{form, is_name};
 
 /// The version of the documents that the agent can read.
 pub const VERSION: u64 = 1;
@@ -141,26 +141,18 @@ impl Document {
     /// Parses and checks a document.
     ///
     /// # Errors
-    /// Returns an error if the agent does not know the version or the kind, or if the spec is invalid.
+    /// Returns an error if the agent does not know the version or the kind, or if the spec is invalid. The error names
+    /// the path of a field and the expected type. It has no value of the document, since a value can be a secret.
     pub fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
         let refuse = |text: String| Refusal(super::status::shortened(&text));
         let value: Value = serde_json::from_slice(bytes)
             .map_err(|error| refuse(format!("the document is not JSON: {error}")))?;
-        match value.get("version").and_then(Value::as_u64) {
-            Some(VERSION) => {}
-            Some(other) => return Err(refuse(format!("version {other} is unknown; known: {VERSION}"))),
-            None => {
-                let error = format!("the document has no \"version\": use the whole number {VERSION}");
-                return Err(refuse(error));
-            }
-        }
-        let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default();
-        if !KINDS.contains(&kind) {
-            return Err(refuse(format!("kind {kind:?} is unknown; known: {}", KINDS.join(", "))));
-        }
-        let document: Self = serde_json::from_value(value).map_err(|error| refuse(error.to_string()))?;
+        form::check(&value).map_err(refuse)?;
+        // The form has been checked, and serde's error could contain a value.
+        let document: Self = serde_json::from_value(value)
+            .map_err(|_error| refuse("spec: expected the form of version 1".to_owned()))?;
         let Deployment::PodmanContainer(spec) = &document.deployment;
-        spec.check().map_err(|error| refuse(format!("spec: {error}")))?;
+        spec.check().map_err(refuse)?;
         Ok(document)
     }
 
@@ -178,39 +170,39 @@ impl ContainerSpec {
     /// Checks the rules that serde does not enforce.
     fn check(&self) -> Result<(), String> {
         self.check_image()?;
-        let is_bad = |(name, value): &(&String, &String)| {
-            name.is_empty() || name.contains(['=', '\0']) || value.contains('\0')
-        };
-        if let Some((name, _)) = self.env.iter().find(is_bad) {
-            return Err(format!(
-                "env has {name:?}: a name must not be empty or contain '=', and neither name nor value may contain NUL"
-            ));
+        for (index, (name, value)) in self.env.iter().enumerate() {
+            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+                return Err(format!(
+                    "spec.env[{index}]: a name must not be empty or contain '=', and neither name nor value may contain NUL"
+                ));
+            }
         }
-        if let Some(word) = self.command.iter().find(|word| word.contains('\0')) {
-            return Err(format!("command has {word:?}, which contains NUL"));
+        if let Some(index) = self.command.iter().position(|word| word.contains('\0')) {
+            return Err(format!("spec.command[{index}]: must not contain NUL"));
         }
         let mut taken = BTreeSet::new();
-        for port in &self.ports {
+        for (index, port) in self.ports.iter().enumerate() {
             if port.host == 0 || port.container == 0 {
-                return Err("ports: 0 is not a valid port".to_owned());
+                return Err(format!("spec.ports[{index}]: 0 is not a valid port"));
             }
             if !taken.insert((port.host, port.protocol)) {
-                return Err(format!("ports: {} is used twice", port.host));
+                return Err(format!("spec.ports[{index}].host: an earlier port has the same number"));
             }
         }
         let (mut names, mut mounts) = (BTreeSet::new(), BTreeSet::new());
-        for Volume { name, mount, .. } in &self.volumes {
+        for (index, Volume { name, mount, .. }) in self.volumes.iter().enumerate() {
+            let path = format!("spec.volumes[{index}]");
             if !is_name(name) {
                 return Err(format!(
-                    "volumes: {name:?} is not a valid name: use letters, digits, '-' and '_'"
+                    "{path}.name: expected up to 63 letters, digits, '-' and '_', without '-' at the beginning"
                 ));
             }
             let below_root = mount.strip_prefix('/').is_some_and(|path| !path.is_empty());
             if !below_root || mount.contains(['\0', ':']) || mount.split('/').any(|part| part == "..") {
-                return Err(format!("volumes: {mount:?} is not an absolute path below /"));
+                return Err(format!("{path}.mount: expected an absolute path below /, without ':' and '..'"));
             }
             if !names.insert(name) || !mounts.insert(mount) {
-                return Err(format!("volumes: the name {name} or the path {mount} is used twice"));
+                return Err(format!("{path}: an earlier volume has the same name or the same path"));
             }
         }
         self.limits.check()
@@ -228,9 +220,9 @@ impl ContainerSpec {
         if plain && named && fixed {
             return Ok(());
         }
-        Err(format!(
-            "image {image:?} must name its registry (or localhost/) and a tag or a digest, for example registry.example/web:3"
-        ))
+        let expected = "spec.image: must name its registry (or localhost/) and a tag or a digest, for example \
+                        registry.example/web:3";
+        Err(expected.to_owned())
     }
 }
 
@@ -243,8 +235,8 @@ impl Limits {
             ("open_files", self.open_files, 16),
         ];
         for (name, value, least) in at_least {
-            if let Some(value) = value.filter(|value| *value < least) {
-                return Err(format!("limits: {name} is {value}, but must be at least {least}"));
+            if value.is_some_and(|value| value < least) {
+                return Err(format!("spec.limits.{name}: must be at least {least}"));
             }
         }
         Ok(())
@@ -252,10 +244,10 @@ impl Limits {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    const WHOLE: &str = r#"{"version":1,"kind":"podman-container","spec":{
+    pub(crate) const WHOLE: &str = r#"{"version":1,"kind":"podman-container","spec":{
         "image":"localhost/web:3","command":["/web","-v"],"env":{"A":"b"},
         "ports":[{"host":8080,"container":80}],
         "volumes":[{"name":"data","mount":"/data"}],
@@ -282,13 +274,13 @@ mod tests {
     fn invalid_documents_are_refused_with_a_reason() {
         let table = [
             ("{", "not JSON"),
-            ("[]", "no \"version\""),
-            (r#"{"version":"1"}"#, "no \"version\""),
-            (r#"{"version":2,"kind":"podman-container","spec":{}}"#, "version 2 is unknown; known: 1"),
-            (r#"{"version":1,"kind":"wasm","spec":{}}"#, "kind \"wasm\" is unknown; known: podman-container"),
-            (r#"{"version":1,"spec":{}}"#, "kind \"\" is unknown"),
-            (r#"{"version":1,"kind":"podman-container"}"#, "spec"),
-            (r#"{"version":1,"kind":"podman-container","spec":{}}"#, "image"),
+            ("[]", "not a JSON object"),
+            ("{}", "version: expected the whole number 1"),
+            (r#"{"version":2,"kind":"podman-container","spec":{}}"#, "version: expected the whole number 1"),
+            (r#"{"version":1,"kind":"wasm","spec":{}}"#, "kind: expected \"podman-container\""),
+            (r#"{"version":1,"spec":{}}"#, "kind: expected"),
+            (r#"{"version":1,"kind":"podman-container"}"#, "spec: expected an object"),
+            (r#"{"version":1,"kind":"podman-container","spec":{}}"#, "spec.image: expected a string"),
         ];
         for (text, expected) in table {
             let refusal = Document::parse(text.as_bytes()).unwrap_err();
@@ -298,15 +290,15 @@ mod tests {
             ("localhost/web:3", "web", "must name its registry"),
             ("localhost/web:3", "localhost/web", "must name its registry"),
             ("localhost/web:3", "docker.io/web:", "must name its registry"),
-            ("\"A\":", "\"A=\":", "env"),
+            ("\"A\":", "\"A=\":", "spec.env[0]: a name"),
             ("\"host\":8080", "\"host\":0", "0 is not a valid port"),
-            ("\"host\":8080", "\"host\":80800", "u16"),
-            ("\"name\":\"data\"", "\"name\":\"../data\"", "is not a valid name"),
-            ("\"/data\"", "\"data\"", "not an absolute path"),
-            ("\"/data\"", "\"/a/../../b\"", "not an absolute path"),
-            ("on-failure", "sometimes", "sometimes"),
-            ("\"memory_mib\":64", "\"memory_mib\":1", "at least 4"),
-            ("\"restart\"", "\"privileged\":true,\"restart\"", "privileged"),
+            ("\"host\":8080", "\"host\":80800", "spec.ports[0].host: expected a whole number"),
+            ("\"name\":\"data\"", "\"name\":\"../data\"", "spec.volumes[0].name: expected"),
+            ("\"/data\"", "\"data\"", "spec.volumes[0].mount: expected an absolute path"),
+            ("\"/data\"", "\"/a/../../b\"", "spec.volumes[0].mount: expected an absolute path"),
+            ("on-failure", "sometimes", "spec.restart: expected"),
+            ("\"memory_mib\":64", "\"memory_mib\":1", "spec.limits.memory_mib: must be at least 4"),
+            ("\"restart\"", "\"privileged\":true,\"restart\"", "\"privileged\" is unknown"),
         ];
         for (from, to, expected) in changes {
             let text = WHOLE.replacen(from, to, 1);

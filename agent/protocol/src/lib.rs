@@ -4,6 +4,7 @@
 
 pub mod command;
 pub mod deployment;
+mod form;
 pub mod status;
 
 pub use command::{ErrorCode, LogsRequest, Reply, command_subject, command_wildcard};

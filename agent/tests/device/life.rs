@@ -196,13 +196,13 @@ async fn invalid_deployments_are_reported() {
             "no-kind",
             r#"{"version":1,"kind":"wasm","spec":{}}"#.to_owned(),
             Phase::Refused,
-            "known: podman-container",
+            "kind: expected \"podman-container\"",
         ),
         (
             "no-version",
             r#"{"version":9,"kind":"podman-container"}"#.to_owned(),
             Phase::Refused,
-            "version 9 is unknown",
+            "version: expected the whole number 1",
         ),
         (
             "no-image",
