@@ -16,6 +16,7 @@ use crate::plan::{self, ManagedDeployment};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct DeviceState {
     pub(crate) desired_revision: u64,
+    pub(crate) foreign_containers: u32,
     pub(crate) deployments: Vec<DeploymentStatus>,
     pub(crate) events: Vec<Event>,
 }

@@ -39,13 +39,14 @@ impl StatusReporter {
     }
 
     fn status(&self, device_state: &DeviceState, sequence: u64) -> Result<DeviceStatus> {
-        let DeviceState { desired_revision, deployments, events } = device_state.clone();
+        let DeviceState { desired_revision, foreign_containers, deployments, events } = device_state.clone();
         Ok(DeviceStatus {
             sequence,
             uptime_seconds: uptime_seconds()?,
             footprint: Some(footprint()?),
             desired_revision,
             following_error: self.connection.borrow().following_error.as_deref().map(shortened),
+            foreign_containers,
             deployments,
             events,
             ..self.template.clone()
@@ -132,6 +133,9 @@ pub fn describe(path: &Path) -> Result<(String, bool)> {
             line.name, line.desired_revision, line.phase, line.restarts
         ));
     }
+    if status.foreign_containers > 0 {
+        lines.push(format!("containers of others: {}, left alone", status.foreign_containers));
+    }
     for event in &status.events {
         lines.push(format!("  {:>8} s  {}", event.uptime_seconds, event.what));
     }
@@ -153,7 +157,8 @@ mod tests {
             last_error: Some("x".repeat(200)),
             restarts: 0,
         };
-        DeviceState { desired_revision: 7, deployments: (0..count).map(line).collect(), events: Vec::new() }
+        let deployments = (0..count).map(line).collect();
+        DeviceState { desired_revision: 7, deployments, ..DeviceState::default() }
     }
 
     #[test]

@@ -36,6 +36,9 @@ pub struct DeviceStatus {
     /// The reason why the device does not follow the desired state at present.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub following_error: Option<String>,
+    /// The number of containers in podman that this agent did not make. The agent leaves them alone.
+    #[serde(default)]
+    pub foreign_containers: u32,
     /// The deployments by name, including deleted ones until they are purged.
     #[serde(default)]
     pub deployments: Vec<DeploymentStatus>,

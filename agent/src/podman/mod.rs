@@ -68,6 +68,11 @@ impl Podman {
         self.get(&path).await.context("list the containers")
     }
 
+    /// Lists all containers, including ended ones.
+    pub(crate) async fn all_containers(&self) -> Result<Vec<ListedContainer>> {
+        self.get("/containers/json?all=true").await.context("list the containers")
+    }
+
     /// Lists the volumes with this label.
     pub(crate) async fn volumes(&self, label: &str) -> Result<Vec<ListedVolume>> {
         let path = format!("/volumes/json?{}", filters(&json!({ "label": [label] })));

@@ -3,6 +3,7 @@
 //! of a container is kept between two passes: each pass begins with podman's own listing. `steps` carries out
 //! the steps for one deployment, and `state` holds the data that is kept between two steps.
 
+mod foreign;
 mod state;
 mod steps;
 
@@ -195,12 +196,13 @@ impl Reconciler {
     /// Brings each deployment as close to its target as possible. Several deployments are processed in
     /// parallel, removals first.
     async fn pass(&self) -> Result<()> {
-        let listed = self.podman.containers(&plan::device_filter(&self.device.device_id)).await;
-        let listed = listed.inspect_err(|_| {
+        let listed = self.podman.all_containers().await;
+        let mut listed = listed.inspect_err(|_| {
             // New deployments are reported even if podman cannot be reached.
             let State { lines, desired, .. } = &mut *self.state();
             device_state::add_missing_lines(lines, desired);
         })?;
+        self.state().set_foreign_aside(&self.device.device_id, &mut listed);
         let mut owned: BTreeMap<String, Vec<ListedContainer>> = BTreeMap::new();
         for container in listed {
             let name = container.labels.get(plan::DEPLOYMENT_LABEL).cloned().unwrap_or_default();

@@ -29,6 +29,8 @@ pub(super) struct State {
     pub(super) lines: BTreeMap<String, DeploymentStatus>,
     /// The time of the next pass, if a deployment needs one.
     pub(super) due: Option<Instant>,
+    /// The containers of others, by name.
+    pub(super) foreign: Vec<String>,
     backoffs: HashMap<String, Backoff>,
 }
 
@@ -117,6 +119,7 @@ impl State {
     pub(super) fn device_state(&self) -> DeviceState {
         DeviceState {
             desired_revision: self.saved_revision,
+            foreign_containers: self.foreign.len() as u32,
             deployments: self.lines.values().cloned().collect(),
             events: self.events.list(),
         }

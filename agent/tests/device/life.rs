@@ -136,6 +136,7 @@ async fn changes_by_others_are_reverted() {
             "its container is gone; creating it again",
             "renaming it back to iot-drift.web",
             "removed 1 container",
+            "leaving 1 container of others alone: foreign",
         ]
         .iter()
         .all(|words| status.events.iter().any(|event| event.what.contains(words)))

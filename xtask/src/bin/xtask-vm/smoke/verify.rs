@@ -194,6 +194,7 @@ pub(crate) mod tests {
                 desired_revision: 0,
                 deployments: Vec::new(),
                 following_error: None,
+                foreign_containers: 0,
                 deployments_omitted: 0,
                 events: Vec::new(),
                 footprint: None,
