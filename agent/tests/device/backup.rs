@@ -13,13 +13,20 @@ pub(crate) struct Backup {
 
 /// Sends a request to JetStream's API and returns the answer, which must not be an error.
 pub(crate) async fn jetstream(client: &Client, operation: &str, body: &Value) -> Value {
+    attempt(client, operation, body).await.unwrap()
+}
+
+/// Sends a request to JetStream's API and returns the answer.
+///
+/// # Errors
+/// Returns the error in the answer.
+pub(crate) async fn attempt(client: &Client, operation: &str, body: &Value) -> Result<Value, String> {
     let subject = format!("$JS.API.{operation}");
     // Some operations refuse a body.
     let body = if body.is_null() { String::new() } else { body.to_string() };
-    let answer = client.request(subject, body.into()).await.unwrap();
+    let answer = client.request(subject, body.into()).await.map_err(|error| error.to_string())?;
     let answer: Value = serde_json::from_slice(&answer.payload).unwrap();
-    assert!(answer["error"].is_null(), "{operation}: {answer}");
-    answer
+    if answer["error"].is_null() { Ok(answer) } else { Err(format!("{operation}: {answer}")) }
 }
 
 impl Backup {

@@ -3,6 +3,7 @@
 
 mod backup;
 mod bucket;
+mod cluster;
 mod device;
 mod endurance;
 mod fleet;
