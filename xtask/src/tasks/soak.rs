@@ -2,6 +2,7 @@
 //! smokes or their QEMU at random moments. After a kill, the next smoke must reach the phase `join`. After each round,
 //! the soak checks for leftovers.
 
+use std::ffi::OsStr;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -24,6 +25,7 @@ use xtask_core::workspace::Workspace;
 
 use super::ci;
 
+mod broker;
 mod faults;
 mod kills;
 
@@ -56,17 +58,23 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
     if args.smokes + args.pairs + args.kills + args.sabotages + args.disturbances > 0 {
         alone()?;
     }
-    let agent_tests: Vec<_> = ci::AGENT_TESTS.split(' ').collect();
+    // The long tests are ignored by `ci`.
+    let agent_tests: Vec<_> = ci::AGENT_TESTS.split(' ').chain(["--include-ignored"]).collect();
     let executions = args.fuzz.to_string();
-    let fuzz = || tests(workspace, FUZZ_TEST, Some(("INSPECT_FUZZ_EXECUTIONS", &executions)));
-    let rest: [Kind<'_>; 8] = [
+    let fuzz = || tests(workspace, FUZZ_TEST, Some(("INSPECT_FUZZ_EXECUTIONS", OsStr::new(&executions))));
+    let rest: [Kind<'_>; 9] = [
         ("smoke".to_owned(), args.smokes, Box::new(|_| tidy(smoke(args, &["--fsck"])))),
         ("pair".to_owned(), args.pairs, Box::new(|_| tidy(pair(args)))),
         ("kill".to_owned(), args.kills, Box::new(|round| tidy(kills::kill_and_go_on(args, round)))),
         (
             "agent".to_owned(),
             args.agent.into(),
-            Box::new(|_| tests(workspace, &agent_tests, Some(("IOT_AGENT_SOAK", "1")))),
+            Box::new(|_| tests(workspace, &agent_tests, Some(("IOT_AGENT_SOAK", OsStr::new("1"))))),
+        ),
+        (
+            "agent with a newer broker".to_owned(),
+            args.agent.into(),
+            Box::new(|_| tests(workspace, &agent_tests, Some(("PATH", &broker::search_path(workspace)?)))),
         ),
         ("fuzz".to_owned(), (args.fuzz > 0).into(), Box::new(|_| fuzz())),
         ("corpus".to_owned(), args.corpus.into(), Box::new(|_| tests(workspace, CORPUS_TEST, None))),
@@ -161,8 +169,8 @@ fn pair(args: &SoakArgs) -> Result<String> {
     Ok(ended.into_iter().collect::<Result<Vec<_>>>()?.join(", "))
 }
 
-/// Runs tests with an environment variable that makes them take longer.
-fn tests(workspace: &Workspace, arguments: &[&str], variable: Option<(&str, &str)>) -> Result<String> {
+/// Runs tests with an environment variable, such as one that makes them take longer.
+fn tests(workspace: &Workspace, arguments: &[&str], variable: Option<(&str, &OsStr)>) -> Result<String> {
     let started = Instant::now();
     let mut command = workspace.cargo();
     command.args(arguments).envs(variable).stdin(Stdio::null()).stdout(std::io::stderr());

@@ -190,7 +190,7 @@ pub struct SoakArgs {
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub disturbances: u32,
 
-    /// Run the agent's endurance tests: a hundred kills at random moments and a broker that is away for minutes
+    /// Run the agent's endurance tests, with a hundred kills, a broker that is away for minutes and a cluster; then with nats-server 2.15, which needs pip
     #[arg(long)]
     pub agent: bool,
 
