@@ -184,6 +184,12 @@ pub(crate) fn spec_generator(device_id: &str, name: &str, digest: &str, spec: &C
     if !spec.command.is_empty() {
         generator["command"] = json!(spec.command);
     }
+    if let Some(signal) = spec.stop_signal {
+        generator["stop_signal"] = json!(signal.number());
+    }
+    if let Some(seconds) = spec.stop_seconds {
+        generator["stop_timeout"] = json!(seconds);
+    }
     if let Some(files) = spec.limits.open_files {
         generator["r_limits"] = json!([{ "type": "nofile", "soft": files, "hard": files }]);
     }
@@ -315,6 +321,7 @@ mod tests {
     fn the_generator_follows_the_document() {
         let text = br#"{"version":1,"kind":"podman-container","spec":{"image":"localhost/a:1","command":["/a"],"env":{"K":"v"},
             "ports":[{"host":8080,"container":80,"address":"127.0.0.1"}],"volumes":[{"name":"data","mount":"/d","read_only":true}],
+            "stop_signal":"SIGINT","stop_seconds":30,
             "limits":{"memory_mib":64,"millicpus":250,"processes":9,"open_files":99}}}"#;
         let Deployment::PodmanContainer(spec) = Document::parse(text).unwrap().deployment;
         let made = spec_generator("pi-7", "web", "d1", &spec);
@@ -325,12 +332,15 @@ mod tests {
             json!({"host_ip":"127.0.0.1","host_port":8080,"container_port":80,"protocol":"tcp"})
         );
         assert_eq!(made["volumes"][0], json!({"Name":"iot-pi-7.web.data","Dest":"/d","Options":["ro"]}));
+        assert_eq!((&made["stop_signal"], &made["stop_timeout"]), (&json!(2), &json!(30)));
         assert_eq!(
             made["resource_limits"],
             json!({"memory":{"limit":64 << 20},"cpu":{"quota":25000,"period":100_000},"pids":{"limit":9}})
         );
         assert_eq!(made["r_limits"][0]["hard"], 99);
         let least = spec_generator("pi-7", "web", "d1", &ContainerSpec::of("localhost/a:1"));
-        assert!(least.get("resource_limits").is_none() && least.get("command").is_none());
+        for absent in ["resource_limits", "command", "stop_signal", "stop_timeout"] {
+            assert!(least.get(absent).is_none(), "{absent}");
+        }
     }
 }

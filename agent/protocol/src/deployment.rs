@@ -16,6 +16,8 @@ use super::{form, is_name};
 pub const VERSION: u64 = 1;
 /// The kinds of deployments that the agent can run.
 pub const KINDS: [&str; 1] = ["podman-container"];
+/// Upper bound for [`ContainerSpec::stop_seconds`]. The agent's watchdog allows no longer wait for podman.
+pub const MAX_STOP_SECONDS: u32 = 120;
 
 /// A document of [`super::DESIRED_BUCKET`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +57,46 @@ pub struct ContainerSpec {
     pub restart: Restart,
     #[serde(default, skip_serializing_if = "Limits::is_empty")]
     pub limits: Limits,
+    /// The signal that asks the container to stop; by default, the image's own signal, or else SIGTERM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_signal: Option<StopSignal>,
+    /// Seconds between the stop signal and SIGKILL, at most [`MAX_STOP_SECONDS`]; 10 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_seconds: Option<u32>,
+}
+
+/// A signal that asks a container to stop (signal(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum StopSignal {
+    Sighup,
+    Sigint,
+    Sigquit,
+    Sigkill,
+    Sigusr1,
+    Sigusr2,
+    Sigterm,
+    Sigwinch,
+    /// The signal that shuts systemd down.
+    #[serde(rename = "SIGRTMIN+3")]
+    SigrtminPlus3,
+}
+
+impl StopSignal {
+    /// Returns the signal's number, which is the same on aarch64 and x86_64.
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Sighup => 1,
+            Self::Sigint => 2,
+            Self::Sigquit => 3,
+            Self::Sigkill => 9,
+            Self::Sigusr1 => 10,
+            Self::Sigusr2 => 12,
+            Self::Sigterm => 15,
+            Self::Sigwinch => 28,
+            Self::SigrtminPlus3 => 37,
+        }
+    }
 }
 
 /// A published port.
@@ -205,6 +247,9 @@ impl ContainerSpec {
                 return Err(format!("{path}: an earlier volume has the same name or the same path"));
             }
         }
+        if self.stop_seconds.is_some_and(|value| value > MAX_STOP_SECONDS) {
+            return Err(format!("spec.stop_seconds: must be at most {MAX_STOP_SECONDS}"));
+        }
         self.limits.check()
     }
 
@@ -251,7 +296,7 @@ pub(crate) mod tests {
         "image":"localhost/web:3","command":["/web","-v"],"env":{"A":"b"},
         "ports":[{"host":8080,"container":80}],
         "volumes":[{"name":"data","mount":"/data"}],
-        "restart":"on-failure","limits":{"memory_mib":64,"millicpus":500,"processes":20,"open_files":64}}}"#;
+        "restart":"on-failure","stop_signal":"SIGINT","stop_seconds":30,"limits":{"memory_mib":64,"millicpus":500,"processes":20,"open_files":64}}}"#;
 
     #[test]
     fn a_document_survives_a_round_trip() {
@@ -297,6 +342,8 @@ pub(crate) mod tests {
             ("\"/data\"", "\"data\"", "spec.volumes[0].mount: expected an absolute path"),
             ("\"/data\"", "\"/a/../../b\"", "spec.volumes[0].mount: expected an absolute path"),
             ("on-failure", "sometimes", "spec.restart: expected"),
+            ("SIGINT", "SIGSTOP", "spec.stop_signal: expected"),
+            ("\"stop_seconds\":30", "\"stop_seconds\":121", "spec.stop_seconds: must be at most 120"),
             ("\"memory_mib\":64", "\"memory_mib\":1", "spec.limits.memory_mib: must be at least 4"),
             ("\"restart\"", "\"privileged\":true,\"restart\"", "\"privileged\" is unknown"),
         ];

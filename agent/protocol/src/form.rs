@@ -35,6 +35,20 @@ const SPEC: Form = Form::Object(&[
     Field("volumes", false, Form::List(&VOLUME)),
     Field("restart", false, Form::OneOf(&["always", "on-failure", "never"])),
     Field("limits", false, LIMITS),
+    Field("stop_signal", false, Form::Nullable(&SIGNAL)),
+    Field("stop_seconds", false, Form::Nullable(&Form::Whole(u32::MAX))),
+]);
+
+const SIGNAL: Form = Form::OneOf(&[
+    "SIGHUP",
+    "SIGINT",
+    "SIGQUIT",
+    "SIGKILL",
+    "SIGUSR1",
+    "SIGUSR2",
+    "SIGTERM",
+    "SIGWINCH",
+    "SIGRTMIN+3",
 ]);
 
 const PORT: Form = Form::Object(&[

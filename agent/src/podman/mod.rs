@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use agent_protocol::deployment::MAX_STOP_SECONDS;
 use anyhow::{Context, Result, bail};
 use bytes::BytesMut;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -23,6 +24,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 use tokio::time::sleep;
 
+use crate::device_state::short_id;
 pub(crate) use documents::ListedContainer;
 use documents::{Image, ListedVolume};
 use http::{ApiError, empty, encoded, read};
@@ -35,8 +37,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(120);
 /// Time for loading an image archive onto a slow card.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(600);
 const SOCKET_POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// Seconds between SIGTERM and SIGKILL.
-const STOP_SECONDS: u64 = 10;
+/// Time for stopping a container. Podman itself knows how long the container may take after its stop signal.
+const STOP_TIMEOUT: Duration = REQUEST_TIMEOUT.saturating_add(Duration::from_secs(MAX_STOP_SECONDS as u64));
 const CHUNK: usize = 256 << 10;
 
 /// A client of podman. Each call uses a connection of its own, and fails if podman cannot be reached, does
@@ -130,21 +132,28 @@ impl Podman {
         self.call(Method::POST, &format!("/containers/{id}/{what}"), empty(), limit).await.map(drop)
     }
 
-    /// Stops and deletes a container in one call: podman sends SIGTERM, and SIGKILL after [`STOP_SECONDS`].
-    /// It is no error if the container does not exist.
+    /// Stops a container: podman sends the container's stop signal, and SIGKILL after its time. It is no error
+    /// if the container does not run (304) or does not exist.
+    async fn stop(&self, id: &str) -> Result<()> {
+        let stopped = self.command(id, "stop", STOP_TIMEOUT).await;
+        found(stopped).map(drop).with_context(|| format!("stop the container {}", short_id(id)))
+    }
+
+    /// Stops and deletes a container in one call. It is no error if the container does not exist.
     pub(crate) async fn remove(&self, container: &ListedContainer) -> Result<()> {
-        let (id, limit) = (&container.id, REQUEST_TIMEOUT + Duration::from_secs(STOP_SECONDS));
+        let id = &container.id;
         // If podman ends while it stops a container, the container keeps running in the state `stopping`.
         // Before 4.4, podman deletes such a container without ending its process (podman#17040). So the
         // container is stopped first. If that fails, it is not deleted, since nothing would refer to its
         // process any more.
-        if container.state == "stopping" {
-            let stop = format!("/containers/{id}/stop?timeout={STOP_SECONDS}");
-            let stopped = self.call(Method::POST, &stop, empty(), limit).await;
-            found(stopped).with_context(|| format!("stop the container {id}"))?;
+        let is_stopping = container.state == "stopping";
+        if is_stopping {
+            self.stop(id).await?;
         }
-        // `volumes=true` deletes the anonymous volumes of the image. The named volumes of a deployment stay.
-        let path = format!("/containers/{id}?force=true&volumes=true&timeout={STOP_SECONDS}");
+        // `volumes=true` deletes the anonymous volumes of the image that no other container uses. The named
+        // volumes of a deployment stay.
+        let path = format!("/containers/{id}?force=true&volumes=true");
+        let limit = if is_stopping { REQUEST_TIMEOUT } else { STOP_TIMEOUT };
         self.delete(&path, limit).await.context("remove the container")
     }
 
