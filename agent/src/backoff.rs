@@ -11,6 +11,10 @@ const STABLE_AFTER: Duration = Duration::from_secs(60);
 /// the state stays `stopping`.
 const MAX_TRANSITION: Duration = Duration::from_secs(60);
 
+/// The number of failures after which a new container has failed although podman has not refused it. An attempt
+/// to start counts twice, as an attempt and as a failure.
+const MANY_FAILURES: u32 = 6;
+
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Backoff {
     /// The digest of the document that the attempts are for, or the revision of its deletion.
@@ -20,6 +24,8 @@ pub(crate) struct Backoff {
     /// The earliest time of the next attempt, if there must be a pause before it.
     until: Option<Instant>,
     started: Option<Instant>,
+    /// The time since which the container has run, as far as this process knows.
+    running_since: Option<Instant>,
     /// The number of restarts of the container by the agent.
     pub(crate) restarts: u32,
     /// The time at which podman was first seen to be stopping or removing the container.
@@ -27,6 +33,8 @@ pub(crate) struct Backoff {
     pub(crate) last_error: Option<String>,
     /// True if starting or renaming the container has failed, so that a new container is needed.
     pub(crate) needs_new_container: bool,
+    /// True if this process has made the container. A container from before a power cut may be torn.
+    is_made_here: bool,
 }
 
 impl Backoff {
@@ -59,8 +67,26 @@ impl Backoff {
     pub(crate) fn started(&mut self, now: Instant, restart: bool) {
         self.restarts += u32::from(restart);
         self.pause_after_attempt(now);
-        self.started = Some(now);
+        (self.started, self.running_since) = (Some(now), None);
         self.needs_new_container = false;
+    }
+
+    /// Returns the time that the running container must still run to have run for `probation`; `None` if it has.
+    /// Time before the start of this process does not count.
+    pub(crate) fn probation_left(&mut self, now: Instant, probation: Duration) -> Option<Duration> {
+        let since = *self.running_since.get_or_insert(now);
+        probation.checked_sub(now - since).filter(|left| !left.is_zero())
+    }
+
+    /// Records that a container was made.
+    pub(crate) fn made(&mut self) {
+        (self.needs_new_container, self.is_made_here) = (false, true);
+    }
+
+    /// Returns whether the failure of a step is one of the document. `is_refusal` is true if podman has refused
+    /// the step. Any other failure, and one of a container that may be torn, counts only after several attempts.
+    pub(crate) fn has_failed_for_good(&self, is_refusal: bool) -> bool {
+        is_refusal && self.is_made_here || self.failures >= MANY_FAILURES
     }
 
     /// Records that the container was seen running.
@@ -130,6 +156,31 @@ mod tests {
         assert!(backoff.last_error.is_some(), "it may end again");
         backoff.running(now + STABLE_AFTER);
         assert!(backoff.last_error.is_none() && backoff.remaining(now).is_none());
+    }
+
+    #[test]
+    fn a_torn_container_is_not_a_failure_of_its_document() {
+        let mut backoff = Backoff::default();
+        assert!(!backoff.has_failed_for_good(true), "it was made before a power cut");
+        backoff.made();
+        assert!(backoff.has_failed_for_good(true) && !backoff.has_failed_for_good(false));
+        for _ in 0..MANY_FAILURES {
+            backoff.failed(Instant::now(), "podman has not answered".into());
+        }
+        assert!(backoff.has_failed_for_good(false));
+    }
+
+    #[test]
+    fn a_restart_begins_the_probation_anew() {
+        let (start, probation) = (Instant::now(), Duration::from_secs(60));
+        let mut backoff = Backoff::default();
+        assert_eq!(backoff.probation_left(start, probation), Some(probation));
+        let later = start + Duration::from_secs(50);
+        assert_eq!(backoff.probation_left(later, probation), Some(Duration::from_secs(10)));
+        backoff.started(later, true);
+        assert_eq!(backoff.probation_left(later, probation), Some(probation));
+        assert_eq!(backoff.probation_left(later + probation, probation), None);
+        assert_eq!(Backoff::default().probation_left(start, Duration::ZERO), None);
     }
 
     #[test]

@@ -167,16 +167,14 @@ impl Desired {
 
     /// Replaces the entry of a deployment.
     fn put(&mut self, Update { name, revision, mut operation }: Update) {
-        let known = self.deployments.get(&name);
-        let highest = known.map_or(0, |known| known.purge_above.max(known.revision));
+        let known = self.deployments.remove(&name);
+        let highest = known.as_ref().map_or(0, |known| known.purge_above.max(known.revision));
         let purge_above = if highest > revision { highest } else { 0 };
         if operation == Operation::Purge && purge_above > 0 {
             operation = Operation::Delete;
         }
-        // The container of the previous document may still exist.
-        let applied = known.and_then(|known| known.applied.clone());
         let target = Target::of(&name, &operation);
-        let entry = DesiredEntry { revision, operation, target, applied, orphaned: None, purge_above };
+        let entry = DesiredEntry { purge_above, ..DesiredEntry::after(known, revision, operation, target) };
         self.deployments.insert(name, entry);
     }
 }

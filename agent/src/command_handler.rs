@@ -12,7 +12,7 @@ use tracing::warn;
 use crate::device_state::DeviceState;
 use crate::host::DeviceIdentity;
 use crate::plan;
-use crate::podman::Podman;
+use crate::podman::{ListedContainer, Podman};
 use crate::status_report::StatusReporter;
 
 /// Upper bound for the commands that are answered at the same time.
@@ -89,9 +89,13 @@ impl CommandHandler {
         }
         let filter = plan::device_filter(&self.device.device_id);
         let containers = self.podman.containers(&filter).await.map_err(podman_error)?;
+        let own =
+            |container: &&ListedContainer| container.labels.get(plan::DEPLOYMENT_LABEL) == Some(&deployment);
+        // Beside the container that runs, there may be a new one or the previous one.
         let container = containers
             .iter()
-            .find(|container| container.labels.get(plan::DEPLOYMENT_LABEL) == Some(&deployment))
+            .filter(own)
+            .max_by_key(|container| (container.state == "running", plan::has_ended(container)))
             .ok_or_else(|| {
                 let message = format!("the deployment {deployment:?} has no container now");
                 error(ErrorCode::NoContainer, message)

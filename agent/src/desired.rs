@@ -2,13 +2,14 @@
 //! [`crate::store`] keeps the state on disk, so that a device can run its deployments if it boots while the
 //! bus is away. [`crate::bucket`] decides which changes are applied.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use agent_protocol::{ContainerSpec, Deployment, Document, Refusal, is_name};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::bucket::{Orphaned, Stream};
 use crate::digest;
+use crate::succession::{Accepted, Previous, RolledBack};
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -35,6 +36,7 @@ pub(crate) struct DesiredEntry {
     /// state is read.
     #[serde(skip)]
     pub(crate) target: Target,
+    /// The container of the current document.
     pub(crate) applied: Option<Applied>,
     /// Set if the bucket does not name the deployment although it was never deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -42,6 +44,15 @@ pub(crate) struct DesiredEntry {
     /// The revision that a Purge must exceed to delete volumes, if it is higher than `revision`; otherwise 0.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) purge_above: u64,
+    /// The current document, if it is not the one of `operation`, which was refused or rolled back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) accepted: Option<Accepted>,
+    /// The document that runs again if the current one fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) previous: Option<Previous>,
+    /// The last failure of the document of `operation`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) rolled_back: Option<RolledBack>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
@@ -84,6 +95,17 @@ pub(crate) struct Applied {
     /// the container ran in an earlier boot, a power cut ended the container. podman's exit code is then
     /// meaningless (podman 5.x shows 0).
     pub(crate) completed: bool,
+    /// True until the container has passed its probation.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) unproven: bool,
+    /// True if the agent has stopped the container for its successor. If the container gets its place back, it
+    /// is started again, whatever its restart policy says.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) stopped: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// A change of the desired state, as the bus reports it.
@@ -157,36 +179,72 @@ fn entries_with_targets<'de, D: Deserializer<'de>>(
 ) -> Result<BTreeMap<String, DesiredEntry>, D::Error> {
     let mut entries = BTreeMap::<String, DesiredEntry>::deserialize(deserializer)?;
     for (name, entry) in &mut entries {
-        entry.target = Target::of(name, &entry.operation);
+        entry.parse_documents(name);
     }
     Ok(entries)
 }
 
+impl DesiredEntry {
+    /// Returns the record of the container of the document with this digest.
+    pub(crate) fn applied_mut(&mut self, digest: &str) -> Option<&mut Applied> {
+        let previous = self.previous.as_mut().map(|previous| &mut previous.applied);
+        self.applied.iter_mut().chain(previous).find(|applied| applied.digest == digest)
+    }
+
+    /// Records the container of the current or of the previous document. Returns whether the record is new.
+    fn note(&mut self, applied: Applied) -> bool {
+        let previous = self.previous.as_mut().filter(|previous| previous.accepted.digest() == applied.digest);
+        let record = match previous {
+            Some(previous) => &mut previous.applied,
+            None => return self.applied.replace(applied.clone()).is_none_or(|known| known != applied),
+        };
+        let is_new = *record != applied;
+        *record = applied;
+        is_new
+    }
+}
+
 impl Desired {
-    /// Records the applied container of a deployment. Returns whether this changed the state.
-    pub(crate) fn note_applied(&mut self, name: &str, applied: Option<Applied>) -> bool {
-        match self.deployments.get_mut(name) {
-            Some(entry) if entry.applied != applied => {
-                entry.applied = applied;
-                true
-            }
-            _ => false,
-        }
+    /// Returns the images of all documents that run, are desired, or may run again.
+    pub(crate) fn images(&self) -> BTreeSet<String> {
+        let targets = |entry: &DesiredEntry| {
+            let previous = entry.previous.as_ref().map(|previous| previous.accepted.target.clone());
+            [Some(entry.target.clone()), Some(entry.current().1.clone()), previous]
+        };
+        let targets = self.deployments.values().flat_map(targets).flatten();
+        targets.filter_map(|target| target.image().map(str::to_owned)).collect()
+    }
+
+    /// Records that a deployment has no container any more. Returns whether this changed the state.
+    pub(crate) fn note_gone(&mut self, name: &str) -> bool {
+        self.deployments.get_mut(name).is_some_and(|entry| entry.applied.take().is_some())
+    }
+
+    /// Records that a container is about to be started. Returns whether this changed the state.
+    pub(crate) fn starting(&mut self, name: &str, digest: &str, container: &str, boot_id: &str) -> bool {
+        let Some(entry) = self.deployments.get_mut(name) else { return false };
+        let (unproven, stopped) = match entry.applied_mut(digest) {
+            Some(known) => (known.unproven, known.stopped && known.container == container),
+            None => (true, false),
+        };
+        let (digest, container, boot_id) = (digest.to_owned(), container.to_owned(), boot_id.to_owned());
+        entry.note(Applied { digest, container, boot_id, completed: false, unproven, stopped })
     }
 
     /// Records that a container was started. Returns whether this changed the state.
     pub(crate) fn started(&mut self, name: &str, digest: &str, container: &str, boot_id: &str) -> bool {
-        let (digest, container, boot_id) = (digest.to_owned(), container.to_owned(), boot_id.to_owned());
-        self.note_applied(name, Some(Applied { digest, container, boot_id, completed: false }))
+        let changed = self.starting(name, digest, container, boot_id);
+        let applied = self.deployments.get_mut(name).and_then(|entry| entry.applied_mut(digest));
+        applied.is_some_and(|applied| std::mem::take(&mut applied.stopped)) || changed
     }
 
     /// Records that a container has ended as its restart policy allows. Returns whether this changed the
     /// state.
-    pub(crate) fn completed(&mut self, name: &str, container: Option<&str>) -> bool {
-        let applied = self.deployments.get(name).and_then(|entry| entry.applied.clone());
+    pub(crate) fn completed(&mut self, name: &str, digest: &str, container: &str) -> bool {
+        let applied = self.deployments.get_mut(name).and_then(|entry| entry.applied_mut(digest));
         applied
-            .filter(|applied| Some(applied.container.as_str()) == container)
-            .is_some_and(|applied| self.note_applied(name, Some(Applied { completed: true, ..applied })))
+            .filter(|applied| applied.container == container)
+            .is_some_and(|applied| !std::mem::replace(&mut applied.completed, true))
     }
 
     /// Removes the entry of a purged deployment, whose container and volumes no longer exist.
@@ -230,8 +288,14 @@ mod tests {
     fn what_was_applied_survives_a_new_operation() {
         let mut desired = Desired::default();
         desired.take(Change::Update(put("web", 1, "a")));
-        let applied =
-            Applied { digest: "d".into(), container: "c".into(), boot_id: "b".into(), completed: false };
+        let applied = Applied {
+            digest: "d".into(),
+            container: "c".into(),
+            boot_id: "b".into(),
+            completed: false,
+            unproven: false,
+            stopped: false,
+        };
         desired.deployments.get_mut("web").unwrap().applied = Some(applied.clone());
         desired.take(Change::Update(put("web", 2, "b")));
         assert_eq!(desired.deployments["web"].applied, Some(applied));
@@ -241,11 +305,11 @@ mod tests {
     fn an_end_is_noted_only_for_the_container_that_was_started() {
         let mut desired = Desired::default();
         desired.take(Change::Update(put("web", 1, "a")));
-        assert!(!desired.completed("web", Some("c1")), "nothing was started");
+        assert!(!desired.completed("web", "d", "c1"), "nothing was started");
         assert!(desired.started("web", "d", "c1", "b"));
         assert!(!desired.started("web", "d", "c1", "b"), "nothing new");
-        assert!(!desired.completed("web", Some("c2")), "another container ended");
-        assert!(desired.completed("web", Some("c1")) && !desired.completed("web", Some("c1")));
+        assert!(!desired.completed("web", "d", "c2"), "another container ended");
+        assert!(desired.completed("web", "d", "c1") && !desired.completed("web", "d", "c1"));
         assert!(!desired.started("other", "d", "c1", "b"));
     }
 
@@ -277,5 +341,11 @@ mod tests {
         }});
         assert_eq!(json, expected);
         assert_eq!(serde_json::from_value::<Desired>(json).unwrap(), desired);
+        // The record of a container, as earlier versions wrote it.
+        let json = serde_json::json!({ "revision": 7, "deployments": { "web": { "revision": 7, "wish": { "put": text },
+            "applied": { "digest": "d", "container": "c", "boot_id": "b", "completed": false } } } });
+        let old: Desired = serde_json::from_value(json.clone()).unwrap();
+        assert!(!old.deployments["web"].applied.as_ref().unwrap().unproven, "it was in use before");
+        assert_eq!(serde_json::to_value(&old).unwrap(), json);
     }
 }

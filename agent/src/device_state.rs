@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::backoff::Backoff;
 use crate::desired::{Desired, DesiredEntry, Target};
 use crate::host::uptime_seconds;
-use crate::plan::{self, ManagedDeployment};
+use crate::managed::{ManagedDeployment, Verdict};
+use crate::plan;
 
 /// The part of the status that the reconciler provides. The fields are those of
 /// [`agent_protocol::DeviceStatus`].
@@ -34,27 +35,38 @@ pub(crate) struct Connection {
 
 /// Builds a deployment's line of the status.
 pub(crate) fn status_line(
+    device_id: &str,
     deployment: &ManagedDeployment,
     phase: Phase,
     backoff: &Backoff,
 ) -> DeploymentStatus {
-    let containers = &deployment.containers;
-    let container = containers.iter().find(|container| container.state == "running").or(containers.first());
+    let container = deployment.shown_container(device_id);
+    let is_running = matches!(deployment.target, Target::Run { .. });
     DeploymentStatus {
         name: deployment.name.clone(),
         desired_revision: deployment.revision,
-        phase: match (phase, &deployment.target) {
-            (Phase::BackingOff | Phase::Pending, Target::Removed | Target::Purged) => Phase::Removing,
-            _ => phase,
+        phase: match (phase, &deployment.verdict) {
+            (Phase::BackingOff | Phase::Pending, Verdict::Accepted) if !is_running => Phase::Removing,
+            (Phase::Pending, _) => phase,
+            (_, Verdict::Refused(_)) => Phase::Refused,
+            (_, Verdict::RolledBack(_)) => Phase::RolledBack,
+            (_, Verdict::Accepted) => phase,
         },
+        running_revision: container.and_then(|container| deployment.running_revision(container)),
         container: container.map(|container| ObservedContainer {
             id: short_id(&container.id),
             state: container.state.clone(),
-            exit_code: plan::has_ended(container).then_some(container.exit_code),
+            // After a power cut, the exit code is meaningless.
+            exit_code: (plan::has_ended(container) && phase != Phase::Lost).then_some(container.exit_code),
         }),
-        last_error: match &deployment.target {
-            Target::Refused(refusal) => Some(refusal.0.clone()),
-            _ => backoff.last_error.clone(),
+        last_error: match (&deployment.verdict, &backoff.last_error) {
+            (Verdict::Accepted, error) => error.clone(),
+            // The document that runs in place of the latest one may be in trouble, too.
+            (Verdict::Refused(reason) | Verdict::RolledBack(reason), Some(error)) if is_running => {
+                let revision = deployment.target_revision;
+                Some(shortened(&format!("{reason}; revision {revision}: {error}")))
+            }
+            (Verdict::Refused(reason) | Verdict::RolledBack(reason), _) => Some(reason.clone()),
         },
         restarts: backoff.restarts,
     }
@@ -79,10 +91,15 @@ pub(crate) fn tell_orphaned(line: &mut DeploymentStatus, entry: &DesiredEntry) {
 /// Adds a line for each deployment that podman has not been asked about yet.
 pub(crate) fn add_missing_lines(lines: &mut BTreeMap<String, DeploymentStatus>, desired: &Desired) {
     for (name, entry) in &desired.deployments {
-        let new = || status_line(&ManagedDeployment::new(name, entry), Phase::Pending, &Backoff::default());
+        // Without containers, the device's id is not needed.
+        let new =
+            || status_line("", &ManagedDeployment::new(name, entry), Phase::Pending, &Backoff::default());
         let line = lines.entry(name.clone()).or_insert_with(new);
         if line.desired_revision != entry.revision {
-            *line = DeploymentStatus { container: line.container.take(), restarts: line.restarts, ..new() };
+            let (container, restarts) = (line.container.take(), line.restarts);
+            let revision = line.running_revision.unwrap_or(line.desired_revision);
+            let running_revision = container.is_some().then_some(revision);
+            *line = DeploymentStatus { container, running_revision, restarts, ..new() };
         }
         tell_orphaned(line, entry);
     }
@@ -130,6 +147,7 @@ mod tests {
     use super::*;
     use crate::bucket::Orphaned;
     use crate::desired::{Change, Operation, Update};
+    use crate::podman::ListedContainer;
 
     #[test]
     fn without_podman_the_desired_deployments_are_reported() {
@@ -170,6 +188,37 @@ mod tests {
         desired.deployments.get_mut("web").unwrap().orphaned = Some(Orphaned::Missing);
         add_missing_lines(&mut lines, &desired);
         assert_eq!(lines["web"].phase, Phase::BackingOff);
+    }
+
+    #[test]
+    fn a_document_that_does_not_run_is_reported_with_the_one_that_does() {
+        let mut desired = Desired::default();
+        let mut take = |revision, text: &str| {
+            let operation = Operation::Put(text.into());
+            desired.take(Change::Update(Update { name: "web".into(), revision, operation }));
+            desired.deployments["web"].clone()
+        };
+        let good = take(1, r#"{"version":1,"kind":"podman-container","spec":{"image":"localhost/a:1"}}"#);
+        let entry = take(2, "{");
+        let digest = good.target.digest().unwrap().to_owned();
+        let container = ListedContainer {
+            id: "c1".into(),
+            state: "running".into(),
+            labels: [(plan::DIGEST_LABEL.to_owned(), digest)].into(),
+            ..ListedContainer::default()
+        };
+        let new = ManagedDeployment::new("web", &entry);
+        let deployment = ManagedDeployment { containers: vec![container], ..new };
+        let line = |phase, backoff: &Backoff| status_line("pi-7", &deployment, phase, backoff);
+        let refused = line(Phase::Running, &Backoff::default());
+        assert_eq!((refused.phase, refused.desired_revision), (Phase::Refused, 2));
+        assert_eq!((refused.running_revision, refused.container.unwrap().id.as_str()), (Some(1), "c1"));
+        assert!(refused.last_error.unwrap().starts_with("the document is not JSON"));
+        let mut troubled = Backoff::default();
+        troubled.last_error = Some("no image".into());
+        let troubled = line(Phase::BackingOff, &troubled);
+        assert_eq!(troubled.phase, Phase::Refused);
+        assert!(troubled.last_error.unwrap().ends_with("; revision 1: no image"));
     }
 
     #[test]

@@ -9,7 +9,9 @@
 //! - [`config`], `credentials`: the configuration file and the logins to the bus
 //! - `host`: facts about the device
 //! - `desired`: the desired state (no I/O); `bucket`: which changes of it are believed (no I/O); [`store`]: the desired state on disk, with `files` and `digest`
-//! - `plan`: the next step for a deployment (no I/O)
+//! - `succession`: which of a deployment's documents runs (no I/O)
+//! - `plan`: the next step for a deployment, `managed` (no I/O)
+//! - `generator`: the form in which podman gets a container
 //! - `podman`: podman's REST API; `images`: image downloads; `backoff`: pauses between attempts
 //! - `reconcile`: observe, compare, act
 //! - `device_state`, [`status_report`]: the state that the device reports
@@ -28,8 +30,10 @@ mod device_state;
 mod digest;
 mod files;
 mod follow;
+mod generator;
 mod host;
 mod images;
+mod managed;
 mod markers;
 mod plan;
 mod podman;
@@ -39,3 +43,4 @@ mod reconcile;
 pub mod run;
 pub mod status_report;
 pub mod store;
+mod succession;

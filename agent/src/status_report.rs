@@ -127,9 +127,11 @@ pub fn describe(path: &Path) -> Result<(String, bool)> {
     for line in &status.deployments {
         let container =
             line.container.as_ref().map_or(String::new(), |c| format!(", container {} {}", c.id, c.state));
+        let running =
+            line.running_revision.map_or(String::new(), |revision| format!(" of revision {revision}"));
         let error = line.last_error.as_ref().map_or(String::new(), |error| format!(": {error}"));
         lines.push(format!(
-            "  {} revision {} {}{container}, {} restarts{error}",
+            "  {} revision {} {}{container}{running}, {} restarts{error}",
             line.name, line.desired_revision, line.phase, line.restarts
         ));
     }
@@ -154,6 +156,7 @@ mod tests {
             desired_revision: 7,
             phase: Phase::Running,
             container: None,
+            running_revision: None,
             last_error: Some("x".repeat(200)),
             restarts: 0,
         };

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -18,6 +19,9 @@ pub const VERSION: u64 = 1;
 pub const KINDS: [&str; 1] = ["podman-container"];
 /// Upper bound for [`ContainerSpec::stop_seconds`]. The agent's watchdog allows no longer wait for podman.
 pub const MAX_STOP_SECONDS: u32 = 120;
+/// Upper bound for [`ContainerSpec::probation_seconds`].
+pub const MAX_PROBATION_SECONDS: u32 = 3600;
+const DEFAULT_PROBATION_SECONDS: u32 = 60;
 
 /// A document of [`super::DESIRED_BUCKET`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +67,10 @@ pub struct ContainerSpec {
     /// Seconds between the stop signal and SIGKILL, at most [`MAX_STOP_SECONDS`]; 10 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_seconds: Option<u32>,
+    /// Seconds that a new container must run before the container of the previous document is removed, at most
+    /// [`MAX_PROBATION_SECONDS`]; 60 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probation_seconds: Option<u32>,
 }
 
 /// A signal that asks a container to stop (signal(7)).
@@ -209,6 +217,11 @@ impl ContainerSpec {
         Self { image: image.to_owned(), ..Self::default() }
     }
 
+    /// Returns the time that a new container must run before it replaces its predecessor for good.
+    pub fn probation(&self) -> Duration {
+        Duration::from_secs(self.probation_seconds.unwrap_or(DEFAULT_PROBATION_SECONDS).into())
+    }
+
     /// Checks the rules that serde does not enforce.
     fn check(&self) -> Result<(), String> {
         self.check_image()?;
@@ -247,8 +260,14 @@ impl ContainerSpec {
                 return Err(format!("{path}: an earlier volume has the same name or the same path"));
             }
         }
-        if self.stop_seconds.is_some_and(|value| value > MAX_STOP_SECONDS) {
-            return Err(format!("spec.stop_seconds: must be at most {MAX_STOP_SECONDS}"));
+        let at_most = [
+            ("stop_seconds", self.stop_seconds, MAX_STOP_SECONDS),
+            ("probation_seconds", self.probation_seconds, MAX_PROBATION_SECONDS),
+        ];
+        for (name, value, most) in at_most {
+            if value.is_some_and(|value| value > most) {
+                return Err(format!("spec.{name}: must be at most {most}"));
+            }
         }
         self.limits.check()
     }
@@ -296,7 +315,7 @@ pub(crate) mod tests {
         "image":"localhost/web:3","command":["/web","-v"],"env":{"A":"b"},
         "ports":[{"host":8080,"container":80}],
         "volumes":[{"name":"data","mount":"/data"}],
-        "restart":"on-failure","stop_signal":"SIGINT","stop_seconds":30,"limits":{"memory_mib":64,"millicpus":500,"processes":20,"open_files":64}}}"#;
+        "restart":"on-failure","stop_signal":"SIGINT","stop_seconds":30,"probation_seconds":5,"limits":{"memory_mib":64,"millicpus":500,"processes":20,"open_files":64}}}"#;
 
     #[test]
     fn a_document_survives_a_round_trip() {
@@ -344,6 +363,11 @@ pub(crate) mod tests {
             ("on-failure", "sometimes", "spec.restart: expected"),
             ("SIGINT", "SIGSTOP", "spec.stop_signal: expected"),
             ("\"stop_seconds\":30", "\"stop_seconds\":121", "spec.stop_seconds: must be at most 120"),
+            (
+                "\"probation_seconds\":5",
+                "\"probation_seconds\":3601",
+                "spec.probation_seconds: must be at most 3600",
+            ),
             ("\"memory_mib\":64", "\"memory_mib\":1", "spec.limits.memory_mib: must be at least 4"),
             ("\"restart\"", "\"privileged\":true,\"restart\"", "\"privileged\" is unknown"),
         ];

@@ -36,7 +36,8 @@ const SPEC: Form = Form::Object(&[
     Field("restart", false, Form::OneOf(&["always", "on-failure", "never"])),
     Field("limits", false, LIMITS),
     Field("stop_signal", false, Form::Nullable(&SIGNAL)),
-    Field("stop_seconds", false, Form::Nullable(&Form::Whole(u32::MAX))),
+    Field("stop_seconds", false, LIMIT),
+    Field("probation_seconds", false, LIMIT),
 ]);
 
 const SIGNAL: Form = Form::OneOf(&[

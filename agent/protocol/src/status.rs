@@ -84,6 +84,10 @@ pub struct DeploymentStatus {
     pub desired_revision: u64,
     pub phase: Phase,
     pub container: Option<ObservedContainer>,
+    /// The revision of the document whose container this is, if it is not `desired_revision`: the desired
+    /// document was refused or rolled back, or its container cannot be made yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub running_revision: Option<u64>,
     /// The latest error; cleared once the deployment is as desired.
     pub last_error: Option<String>,
     /// How often the agent has restarted the container since the document changed or, if that was later,
@@ -100,13 +104,20 @@ pub enum Phase {
     Running,
     /// The container has ended as its restart policy allows.
     Completed,
+    /// A power cut has ended the container, or has prevented its start. Its restart policy is `never`, so it is
+    /// not started again. Whether it has done its work is unknown.
+    Lost,
     /// An attempt failed (see `last_error`); the agent tries again after a pause.
     BackingOff,
-    /// The agent cannot run the document (see `last_error`); the previous container has been stopped.
+    /// The agent cannot run the document (see `last_error`). The container of the last accepted document, if
+    /// there is one, goes on (see `running_revision`).
     Refused,
     /// The deployment is as its last known document says, although the bucket no longer names it (see
     /// `last_error`). Only a Delete or a Purge removes it.
     Orphaned,
+    /// The container of the document did not start, or ended within its probation (see `last_error`). The
+    /// container of the previous document runs again (see `running_revision`).
+    RolledBack,
     /// The deployment was deleted, and its container still exists.
     Removing,
     /// The deployment was deleted; its volumes still exist.

@@ -134,7 +134,7 @@ impl Podman {
 
     /// Stops a container: podman sends the container's stop signal, and SIGKILL after its time. It is no error
     /// if the container does not run (304) or does not exist.
-    async fn stop(&self, id: &str) -> Result<()> {
+    pub(crate) async fn stop(&self, id: &str) -> Result<()> {
         let stopped = self.command(id, "stop", STOP_TIMEOUT).await;
         found(stopped).map(drop).with_context(|| format!("stop the container {}", short_id(id)))
     }
@@ -224,6 +224,11 @@ impl Podman {
 /// Builds the part of a query that selects the wanted objects.
 fn filters(wanted: &Value) -> String {
     format!("filters={}", encoded(&wanted.to_string()))
+}
+
+/// Returns whether podman itself has refused the request, in contrast to a podman that cannot be reached.
+pub(crate) fn is_refusal(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.is::<ApiError>())
 }
 
 /// Turns an error with the status 404 into `None`.

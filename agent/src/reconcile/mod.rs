@@ -1,13 +1,15 @@
 //! The reconciler: a loop that observes podman's containers, compares them with the desired state, and acts.
 //! It makes a pass on every change, on every event of podman, and at least every [`POLL_INTERVAL`]. No state
 //! of a container is kept between two passes: each pass begins with podman's own listing. `steps` carries out
-//! the steps for one deployment, and `state` holds the data that is kept between two steps.
+//! the steps for one deployment, `make` creates containers, and `state` holds the data that is kept between two
+//! steps.
 
 mod foreign;
+mod make;
 mod state;
 mod steps;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,8 +26,9 @@ use crate::desired::Change;
 use crate::device_state::{self, DeviceState, short_id};
 use crate::host::DeviceIdentity;
 use crate::images::Images;
-use crate::plan::{self, ManagedDeployment};
-use crate::podman::{ListedContainer, Podman};
+use crate::managed::ManagedDeployment;
+use crate::plan;
+use crate::podman::{ListedContainer, Podman, is_refusal};
 use crate::progress::{Loop, Progress};
 use crate::store::Store;
 use state::State;
@@ -38,7 +41,7 @@ const MAX_PODMAN_PAUSE: Duration = Duration::from_secs(5);
 /// socket appears.
 const MIN_PODMAN_PAUSE: Duration = Duration::from_millis(500);
 /// Upper bound for the steps for one deployment in one pass. The longest sensible sequence is shorter.
-const MAX_STEPS: usize = 6;
+const MAX_STEPS: usize = 16;
 /// The smallest and the largest number of deployments that are processed in parallel. Between these limits,
 /// the number is that of the processors, since starting a container keeps one processor busy. It is at least
 /// two, so that a container that is slow to stop does not delay all others.
@@ -48,7 +51,7 @@ const PARALLEL_DEPLOYMENTS: std::ops::RangeInclusive<usize> = 2..=4;
 const REMOVAL_HEAD_START: Duration = Duration::from_secs(2);
 
 enum Job {
-    Deployment(ManagedDeployment),
+    Deployment(Box<ManagedDeployment>),
     /// A container with this device's label and without a deployment.
     Orphan(ListedContainer),
 }
@@ -213,12 +216,10 @@ impl Reconciler {
             state.drop_forgotten();
             (state.deployments(), state.known)
         };
-        let named: BTreeSet<String> =
-            deployments.iter().flatten().filter_map(|one| Some(one.target.image()?.to_owned())).collect();
         let [to_remove, to_run] = deployments.map(|deployments| {
             let with_containers = |mut deployment: ManagedDeployment| {
                 deployment.containers = owned.remove(&deployment.name).unwrap_or_default();
-                Job::Deployment(deployment)
+                Job::Deployment(deployment.into())
             };
             deployments.into_iter().map(with_containers).collect::<Vec<_>>()
         });
@@ -235,14 +236,16 @@ impl Reconciler {
         };
         self.save().await;
         if known && outcome.is_ok() {
-            self.collect_images(&named).await?;
+            self.collect_images().await?;
         }
         outcome
     }
 
     /// Deletes the images that neither a deployment names nor a container uses.
-    async fn collect_images(&self, named: &BTreeSet<String>) -> Result<()> {
-        for reference in self.images.lock().await.collect(named).await? {
+    async fn collect_images(&self) -> Result<()> {
+        let mut images = self.images.lock().await;
+        let named = self.state().desired.images();
+        for reference in images.collect(&named).await? {
             self.record(&format!("deleted the image {reference}, which no deployment names"));
         }
         Ok(())
@@ -258,7 +261,7 @@ impl Reconciler {
             let outcome = match job {
                 Job::Orphan(container) => self.remove_orphan(&container).await,
                 Job::Deployment(deployment) => {
-                    self.converge(deployment).await;
+                    self.converge(*deployment).await;
                     Ok(())
                 }
             };
@@ -278,9 +281,14 @@ impl Reconciler {
     }
 
     async fn converge(&self, mut deployment: ManagedDeployment) {
-        self.state().begin(&deployment);
+        self.state().begin(&mut deployment);
         let phase = self.take_steps(&mut deployment).await;
-        self.state().set_line(&deployment, phase);
+        if let Some(mut previous) = deployment.waiting_previous() {
+            self.state().begin(&mut previous);
+            self.take_steps(&mut previous).await;
+            deployment.containers = previous.containers;
+        }
+        self.state().set_line(&self.device.device_id, &deployment, phase);
     }
 
     /// Takes steps until the deployment is as desired or has to wait, and returns its phase.
@@ -300,11 +308,16 @@ impl Reconciler {
             match self.take_step(deployment, &step).await {
                 Ok(Some(phase)) => return phase,
                 Ok(None) => {}
+                Err(error) if self.costs_the_place(deployment, &error) => {
+                    self.state().roll_back(deployment, &format!("{error:#}"));
+                    self.save().await;
+                }
                 Err(error) => {
-                    self.state().step_failed(&deployment.name, &error);
+                    self.state().step_failed(deployment, &error);
                     return Phase::BackingOff;
                 }
             }
+            self.state().refresh(deployment);
             let label = format!("{}={}", plan::DEPLOYMENT_LABEL, deployment.name);
             match self.podman.containers(&label).await {
                 Ok(mut listed) => {
@@ -321,6 +334,18 @@ impl Reconciler {
         }
         self.state().look_again_in(MAX_PODMAN_PAUSE);
         Phase::Pending
+    }
+
+    /// Returns whether an error gives the place back to the previous container. This is so if that container
+    /// has been stopped, and the new document has failed for good.
+    fn costs_the_place(&self, deployment: &ManagedDeployment, error: &anyhow::Error) -> bool {
+        let state = &mut *self.state();
+        let entry = state.desired.deployments.get(&deployment.name);
+        let previous = entry.and_then(|entry| entry.previous.as_ref());
+        let was_stopped = previous.is_some_and(|previous| previous.applied.stopped);
+        deployment.previous.is_some()
+            && was_stopped
+            && state.backoff(deployment).has_failed_for_good(is_refusal(error))
     }
 
     fn publish(&self) {

@@ -12,7 +12,8 @@ use crate::backoff::Backoff;
 use crate::desired::{Desired, Target};
 use crate::device_state::{self, DeviceState, Events};
 use crate::host::DeviceIdentity;
-use crate::plan::{self, ManagedDeployment, Step};
+use crate::managed::{ManagedDeployment, Role};
+use crate::plan::{self, Step};
 
 #[derive(Default)]
 pub(super) struct State {
@@ -31,19 +32,22 @@ pub(super) struct State {
     pub(super) due: Option<Instant>,
     /// The containers of others, by name.
     pub(super) foreign: Vec<String>,
-    backoffs: HashMap<String, Backoff>,
+    backoffs: HashMap<(String, Role), Backoff>,
+    /// The times at which rolled-back documents are tried again.
+    retries: HashMap<String, Instant>,
 }
 
 impl State {
-    pub(super) fn backoff(&mut self, name: &str) -> &mut Backoff {
-        self.backoffs.entry(name.to_owned()).or_default()
+    pub(super) fn backoff(&mut self, deployment: &ManagedDeployment) -> &mut Backoff {
+        self.backoffs.entry((deployment.name.clone(), deployment.role)).or_default()
     }
 
     /// Drops the status and the backoff of deployments that the desired state no longer contains.
     pub(super) fn drop_forgotten(&mut self) {
-        let Self { desired, lines, backoffs, .. } = self;
+        let Self { desired, lines, backoffs, retries, .. } = self;
+        retries.retain(|name, _| desired.deployments.contains_key(name));
         lines.retain(|name, _| desired.deployments.contains_key(name));
-        backoffs.retain(|name, _| desired.deployments.contains_key(name));
+        backoffs.retain(|(name, _), _| desired.deployments.contains_key(name));
     }
 
     /// Returns the deployments without their containers: first the deployments to remove, whose ports and
@@ -54,13 +58,42 @@ impl State {
         [to_remove, to_run]
     }
 
-    /// Resets the deployment's backoff if its target has changed since the last pass.
-    pub(super) fn begin(&mut self, deployment: &ManagedDeployment) {
-        let digest = match &deployment.target {
-            Target::Run { digest, .. } => digest.clone(),
-            _ => deployment.revision.to_string(),
+    /// Resets the deployment's backoff if its target has changed since the last pass. If it is time to try a
+    /// rolled-back document again, makes it the target.
+    pub(super) fn begin(&mut self, deployment: &mut ManagedDeployment) {
+        if deployment.role == Role::Current && self.must_try_again(&deployment.name) {
+            self.unsaved |= self.desired.try_again(&deployment.name);
+            self.events.push(&format!("{}: trying revision {} again", deployment.name, deployment.revision));
+            self.refresh(deployment);
+        }
+        let digest = match deployment.target.digest() {
+            Some(digest) => digest.to_owned(),
+            None => deployment.revision.to_string(),
         };
-        self.backoff(&deployment.name).begin(&digest);
+        self.backoff(deployment).begin(&digest);
+    }
+
+    fn must_try_again(&mut self, name: &str) -> bool {
+        let entry = self.desired.deployments.get(name);
+        let Some(failure) = entry.and_then(|entry| entry.failure()).filter(|failure| failure.may_pass) else {
+            self.retries.remove(name);
+            return false;
+        };
+        let (now, pause) = (Instant::now(), retry_pause(failure.failures));
+        let due = *self.retries.entry(name.to_owned()).or_insert(now + pause);
+        if now >= due {
+            self.retries.remove(name);
+            return true;
+        }
+        self.look_again_in(due - now);
+        false
+    }
+
+    /// Updates the deployment after a step has changed its records.
+    pub(super) fn refresh(&self, deployment: &mut ManagedDeployment) {
+        if let Some(entry) = self.desired.deployments.get(&deployment.name) {
+            *deployment = deployment.refreshed(entry);
+        }
     }
 
     /// Returns the next step. If the step must wait, the error is the remaining pause.
@@ -69,16 +102,17 @@ impl State {
         device: &DeviceIdentity,
         deployment: &ManagedDeployment,
     ) -> Result<Step, Duration> {
-        let applied = self.desired.deployments.get(&deployment.name).and_then(|entry| entry.applied.as_ref());
-        let mut step = plan::next(device, deployment, applied);
-        let (now, backoff) = (Instant::now(), self.backoff(&deployment.name));
+        let mut step = plan::next(device, deployment);
+        let (now, backoff) = (Instant::now(), self.backoff(deployment));
         let stale = backoff.transition_is_stale(step == Step::Wait, now);
-        let replace = backoff.needs_new_container && matches!(step, Step::Start { .. } | Step::Rename(_));
+        let replace = backoff.needs_new_container && matches!(step, Step::Start { .. } | Step::Rename { .. });
         if stale || replace {
             step = Step::Make;
         }
         let acts = match step {
-            Step::Keep | Step::Complete | Step::Wait => false,
+            Step::Keep(_) | Step::Complete(_) | Step::Lost(_) | Step::Wait => false,
+            // These steps change only the records, or follow a step that has failed for good.
+            Step::DropPrevious | Step::RollBack { .. } => false,
             // A purge still has to delete volumes.
             Step::Gone => deployment.target == Target::Purged,
             _ => true,
@@ -90,13 +124,25 @@ impl State {
     }
 
     /// Records a failed step and plans the next attempt.
-    pub(super) fn step_failed(&mut self, name: &str, error: &anyhow::Error) {
+    pub(super) fn step_failed(&mut self, deployment: &ManagedDeployment, error: &anyhow::Error) {
         let now = Instant::now();
-        let backoff = self.backoff(name);
+        let backoff = self.backoff(deployment);
         backoff.failed(now, shortened(&format!("{error:#}")));
         let pause = backoff.remaining(now).unwrap_or_default();
         self.look_again_in(pause);
-        self.events.push(&format!("{name}: {error:#}"));
+        self.events.push(&format!("{}: {error:#}", deployment.name));
+    }
+
+    /// Gives the place of a document that has failed back to the previous one.
+    pub(super) fn roll_back(&mut self, deployment: &mut ManagedDeployment, reason: &str) {
+        let name = deployment.name.clone();
+        let may_pass = PASSING.iter().any(|words| reason.contains(words));
+        self.unsaved |= self.desired.roll_back(&name, &shortened(reason), may_pass);
+        let failed = deployment.target_revision;
+        self.refresh(deployment);
+        let back = deployment.target_revision;
+        self.events.push(&format!("{name}: revision {failed} was rolled back to revision {back}: {reason}"));
+        self.begin(deployment);
     }
 
     pub(super) fn look_again_in(&mut self, pause: Duration) {
@@ -105,9 +151,9 @@ impl State {
     }
 
     /// Updates the deployment's line of the status.
-    pub(super) fn set_line(&mut self, deployment: &ManagedDeployment, phase: Phase) {
+    pub(super) fn set_line(&mut self, device_id: &str, deployment: &ManagedDeployment, phase: Phase) {
         let name = &deployment.name;
-        let mut line = device_state::status_line(deployment, phase, self.backoff(name));
+        let mut line = device_state::status_line(device_id, deployment, phase, self.backoff(deployment));
         if let Some(entry) = self.desired.deployments.get(name) {
             device_state::tell_orphaned(&mut line, entry);
             self.lines.insert(name.clone(), line);
@@ -124,6 +170,23 @@ impl State {
             events: self.events.list(),
         }
     }
+}
+
+/// Words of podman's errors whose causes lie in the device and may pass.
+const PASSING: [&str; 4] = [
+    "address already in use",
+    "no space left on device",
+    "cannot allocate memory",
+    "has not answered within",
+];
+/// The first and the longest pause before a rolled-back document is tried again.
+const RETRY_PAUSES: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(3600)];
+
+/// Returns the pause before a document that has failed this many times is tried again. Each trial stops the
+/// container that works.
+fn retry_pause(failures: u32) -> Duration {
+    let [first, longest] = RETRY_PAUSES;
+    first.saturating_mul(1 << failures.saturating_sub(1).min(8)).min(longest)
 }
 
 #[cfg(test)]
@@ -144,5 +207,33 @@ mod tests {
             .deployments()
             .map(|deployments| deployments.into_iter().map(|deployment| deployment.name).collect::<Vec<_>>());
         assert_eq!((to_remove, to_run), (vec!["b".into(), "c".into()], vec!["a".to_owned()]));
+    }
+
+    #[test]
+    fn a_rolled_back_document_is_tried_again_if_its_reason_may_pass() {
+        let text = |tag| {
+            format!(r#"{{"version":1,"kind":"podman-container","spec":{{"image":"localhost/a:{tag}"}}}}"#)
+        };
+        for (reason, again) in [("bind: address already in use", true), ("it ended with exit code 1", false)]
+        {
+            let mut state = State::default();
+            for revision in [1, 2] {
+                let operation = Operation::Put(text(revision));
+                state.desired.take(Change::Update(Update { name: "a".into(), revision, operation }));
+                let digest = state.desired.deployments["a"].current().1.digest().unwrap().to_owned();
+                state.desired.started("a", &digest, "c", "b");
+            }
+            let mut deployment = ManagedDeployment::new("a", &state.desired.deployments["a"]);
+            state.roll_back(&mut deployment, reason);
+            assert_eq!((deployment.revision, deployment.target_revision), (2, 1));
+            assert_eq!(state.due.is_some(), again, "{reason}");
+            state.begin(&mut deployment);
+            assert_eq!(deployment.target_revision, 1, "not yet");
+            state.retries.values_mut().for_each(|due| *due = Instant::now());
+            state.begin(&mut deployment);
+            assert_eq!(deployment.target_revision, if again { 2 } else { 1 }, "{reason}");
+        }
+        let pauses = [1, 2, 3, 7, u32::MAX].map(|failures| retry_pause(failures).as_secs());
+        assert_eq!(pauses, [60, 120, 240, 3600, 3600]);
     }
 }

@@ -1,13 +1,13 @@
 //! Carries out the steps of [`crate::plan`].
 
-use agent_protocol::{ContainerSpec, Phase};
-use anyhow::{Result, bail};
+use agent_protocol::Phase;
+use anyhow::Result;
 use tokio::time::Instant;
 
 use super::{MAX_PODMAN_PAUSE, Reconciler};
 use crate::desired::Target;
-use crate::images::Availability;
-use crate::plan::{self, ManagedDeployment, Step};
+use crate::managed::ManagedDeployment;
+use crate::plan::{self, Step};
 use crate::podman::ListedContainer;
 use crate::progress::Loop;
 
@@ -15,42 +15,49 @@ impl Reconciler {
     /// Carries out a step. Returns the deployment's phase if no further step follows.
     pub(super) async fn take_step(
         &self,
-        deployment: &ManagedDeployment,
+        deployment: &mut ManagedDeployment,
         step: &Step,
     ) -> Result<Option<Phase>> {
-        let name = &deployment.name;
-        let id = deployment.containers.first().map(|container| &*container.id);
+        let name = deployment.name.clone();
+        let mut phase = None;
         match step {
-            Step::Keep => {
-                self.state().backoff(name).running(Instant::now());
-                if let Some(id) = id {
-                    // An earlier process of the agent may have started the container and ended before it
-                    // recorded the start.
-                    self.note_started(deployment, id);
-                }
-                return Ok(Some(Phase::Running));
-            }
-            Step::Complete => {
-                let mut state = self.state();
-                state.backoff(name).reset();
-                state.unsaved |= state.desired.completed(name, id);
-                return Ok(Some(Phase::Completed));
+            Step::Keep(id) => phase = self.keep(deployment, id),
+            Step::Complete(id) => phase = self.complete(deployment, id),
+            Step::Lost(_) => {
+                self.state().backoff(deployment).reset();
+                phase = (!self.prove(deployment)).then_some(Phase::Lost);
             }
             Step::Wait => {
                 self.state().look_again_in(MAX_PODMAN_PAUSE);
-                return Ok(Some(Phase::Pending));
+                phase = Some(Phase::Pending);
             }
-            Step::Gone => return self.without_container(deployment).await.map(Some),
-            Step::Make => return self.make(deployment).await,
+            Step::Gone => phase = Some(self.without_container(deployment).await?),
+            Step::Make => phase = self.make(deployment).await?,
+            Step::Retire(id) => self.retire(deployment, id).await?,
+            Step::DropPrevious => {
+                let mut state = self.state();
+                state.unsaved |= state.desired.drop_previous(&name);
+            }
+            Step::RollBack { id, exit_code } => {
+                let mut reason =
+                    format!("its container has ended within its probation, with exit code {exit_code}");
+                // The container is removed, and its output with it.
+                match self.podman.logs(id, 1).await.as_deref() {
+                    Ok([.., last]) => reason = format!("{reason}; its last output: {last}"),
+                    Ok([]) => {}
+                    Err(error) => tracing::debug!("{error:#}"),
+                }
+                self.state().roll_back(deployment, &reason);
+            }
             Step::Start { id, ended } => {
                 if let Some(code) = ended {
                     let error = format!("its container has ended with exit code {code}");
-                    self.state().backoff(name).last_error = Some(error);
+                    self.state().backoff(deployment).last_error = Some(error);
                 }
                 self.start(deployment, id, ended.is_some()).await?;
             }
             Step::Unpause(id) => self.podman.unpause(id).await?,
-            Step::Rename(id) => self.rename(name, id).await?,
+            Step::Rename { id, to } => self.rename(deployment, id, to).await?,
             Step::Remove(ids) => {
                 let surplus = deployment.containers.iter().filter(|container| ids.contains(&container.id));
                 self.remove_all(&surplus.cloned().collect::<Vec<_>>()).await?;
@@ -58,38 +65,70 @@ impl Reconciler {
                 self.record(&format!("{name}: removed {} container{plural}", ids.len()));
             }
         }
-        Ok(None)
+        if phase.is_none() {
+            // The records must be on disk before the next step changes the containers.
+            self.save().await;
+        }
+        Ok(phase)
     }
 
-    /// Gets the image, removes the old containers, and creates and starts a new one. The old containers run
-    /// until the image is available.
-    async fn make(&self, deployment: &ManagedDeployment) -> Result<Option<Phase>> {
-        let name = &deployment.name;
-        let Target::Run { spec, digest } = &deployment.target else {
-            bail!("a deployment without a document to run cannot be started");
-        };
-        if let Availability::Downloading(_) = self.images.lock().await.ensure(&spec.image).await? {
-            return Ok(Some(Phase::Pending));
+    /// Records that the container runs. After its probation, returns `None`: the previous container is surplus.
+    fn keep(&self, deployment: &ManagedDeployment, id: &str) -> Option<Phase> {
+        self.state().backoff(deployment).running(Instant::now());
+        // An earlier process of the agent may have started the container and ended before it recorded the
+        // start.
+        self.note_started(deployment, id);
+        let Target::Run { spec, .. } = &deployment.target else { return Some(Phase::Running) };
+        if !deployment.applied.as_ref().is_none_or(|applied| applied.unproven) {
+            return Some(Phase::Running);
         }
-        let applied = self.state().desired.deployments[name].applied.clone();
-        if deployment.containers.is_empty() && applied.is_some_and(|applied| applied.digest == *digest) {
-            self.record(&format!("{name}: its container is gone; creating it again"));
+        let left = self.state().backoff(deployment).probation_left(Instant::now(), spec.probation());
+        if let Some(left) = left {
+            self.state().look_again_in(left);
+            return Some(Phase::Running);
         }
-        self.remove_all(&deployment.containers).await?;
-        self.progress.tick(Loop::Reconciler);
-        self.create_volumes(name, spec).await?;
-        let generator = plan::spec_generator(&self.device.device_id, name, digest, spec);
-        let id = self.podman.create(&generator).await?;
-        self.note_started(deployment, &id);
-        // The record must be on disk before the start. Without it, the agent cannot interpret the container's
-        // state after a power cut.
+        (!self.prove(deployment)).then_some(Phase::Running)
+    }
+
+    fn complete(&self, deployment: &ManagedDeployment, id: &str) -> Option<Phase> {
+        {
+            let mut state = self.state();
+            state.backoff(deployment).reset();
+            let digest = deployment.target.digest().unwrap_or_default();
+            state.unsaved |= state.desired.completed(&deployment.name, digest, id);
+        }
+        let container = deployment.containers.iter().find(|container| container.id == *id);
+        // A container that has failed does not become the one to which the deployment can go back.
+        let succeeded = container.is_some_and(|container| container.exit_code == 0);
+        (!(succeeded && self.prove(deployment))).then_some(Phase::Completed)
+    }
+
+    /// Records that the container has passed its probation. Returns whether that was new.
+    fn prove(&self, deployment: &ManagedDeployment) -> bool {
+        let mut state = self.state();
+        let digest = deployment.target.digest().unwrap_or_default();
+        let is_new = state.desired.prove(&deployment.name, digest);
+        state.unsaved |= is_new;
+        if is_new && deployment.previous.is_some() {
+            let (name, revision) = (&deployment.name, deployment.target_revision);
+            state.events.push(&format!("{name}: revision {revision} has passed its probation"));
+        }
+        is_new
+    }
+
+    /// Stops the previous container, whose place the new one takes.
+    async fn retire(&self, deployment: &ManagedDeployment, id: &str) -> Result<()> {
+        {
+            let mut state = self.state();
+            state.unsaved |= state.desired.retire_previous(&deployment.name);
+        }
+        // After a power cut, the record tells that the container has not ended by itself.
         self.save().await;
-        self.start(deployment, &id, false).await?;
-        self.record(&format!("{name}: started revision {}", deployment.revision));
-        Ok(None)
+        self.progress.tick(Loop::Reconciler);
+        self.podman.stop(id).await
     }
 
-    async fn remove_all(&self, containers: &[ListedContainer]) -> Result<()> {
+    pub(super) async fn remove_all(&self, containers: &[ListedContainer]) -> Result<()> {
         for container in containers {
             self.progress.tick(Loop::Reconciler);
             self.podman.remove(container).await?;
@@ -97,44 +136,45 @@ impl Reconciler {
         Ok(())
     }
 
-    async fn create_volumes(&self, name: &str, spec: &ContainerSpec) -> Result<()> {
-        if spec.volumes.is_empty() {
-            return Ok(());
-        }
-        let device_id = &self.device.device_id;
-        let _guard = self.volumes.lock().await;
-        let existing = self.podman.volumes(&plan::device_filter(device_id)).await?;
-        for volume in &spec.volumes {
-            let volume = plan::volume_name(device_id, name, &volume.name);
-            if !existing.iter().any(|known| known.name == volume) {
-                self.podman.create_volume(&volume, &plan::labels(device_id, name)).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn rename(&self, name: &str, id: &str) -> Result<()> {
-        let wanted = plan::container_name(&self.device.device_id, name);
+    async fn rename(&self, deployment: &ManagedDeployment, id: &str, to: &str) -> Result<()> {
+        let is_ours = deployment.containers.iter().find(|container| container.id == *id);
+        let known = [plan::name_of_new, plan::name_of_old, plan::container_name]
+            .map(|of| of(&self.device.device_id, &deployment.name));
         {
             let mut state = self.state();
             // If the renaming fails because the name is taken, the next step creates another container.
-            state.backoff(name).needs_new_container = true;
-            state.events.push(&format!("{name}: its container was renamed; renaming it back to {wanted}"));
+            state.backoff(deployment).needs_new_container = true;
+            if !is_ours.and_then(|container| container.names.first()).is_some_and(|name| known.contains(name))
+            {
+                let name = &deployment.name;
+                state.events.push(&format!("{name}: its container was renamed; renaming it back to {to}"));
+            }
         }
-        self.podman.rename(id, &wanted).await?;
-        self.state().backoff(name).needs_new_container = false;
+        self.podman.rename(id, to).await?;
+        self.state().backoff(deployment).needs_new_container = false;
         Ok(())
     }
 
     async fn start(&self, deployment: &ManagedDeployment, id: &str, restart: bool) -> Result<()> {
         let name = &deployment.name;
-        self.state().backoff(name).started(Instant::now(), restart);
+        {
+            let mut state = self.state();
+            state.backoff(deployment).started(Instant::now(), restart);
+            let digest = deployment.target.digest().unwrap_or_default();
+            state.unsaved |= state.desired.starting(name, digest, id, &self.device.boot_id);
+        }
+        // The record must be on disk before the start. Without it, the agent cannot interpret the container's
+        // state after a power cut.
+        self.save().await;
+        self.progress.tick(Loop::Reconciler);
         if let Err(error) = self.podman.start(id).await {
-            self.state().backoff(name).needs_new_container = true;
+            self.state().backoff(deployment).needs_new_container = true;
             return Err(error);
         }
         if restart {
             self.record(&format!("{name}: restarted its container"));
+        } else {
+            self.record(&format!("{name}: started revision {}", deployment.target_revision));
         }
         self.note_started(deployment, id);
         Ok(())
@@ -153,7 +193,7 @@ impl Reconciler {
         let name = &deployment.name;
         {
             let mut state = self.state();
-            state.unsaved |= state.desired.note_applied(name, None);
+            state.unsaved |= state.desired.note_gone(name);
         }
         match deployment.target {
             Target::Purged => {

@@ -89,7 +89,8 @@ pub(crate) fn secret(home: &Path, name: &str, text: &str) -> PathBuf {
 pub(crate) fn spec(words: &[&str]) -> ContainerSpec {
     let limits = Limits { open_files: Some(256), ..Limits::default() };
     let command = words.iter().map(|word| (*word).to_owned()).collect();
-    ContainerSpec { command, limits, ..ContainerSpec::of(IMAGE) }
+    // Without a probation, the previous container is removed as soon as the new one runs.
+    ContainerSpec { command, limits, probation_seconds: Some(0), ..ContainerSpec::of(IMAGE) }
 }
 
 pub(crate) fn document(spec: ContainerSpec) -> Document {

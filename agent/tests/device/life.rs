@@ -57,14 +57,13 @@ async fn a_container_that_does_not_stop_delays_no_other() {
     let (fleet, pod) = (&device.fleet, &device.pod);
     fleet.line("a-stays", stays, Phase::Running).await;
     fleet.line("quick", quick, Phase::Running).await;
-    // podman waits 10 s before it kills the old container of a-stays. The new one takes its name, so it is
-    // created only after that.
+    // podman waits 10 s before it kills the old container of a-stays. The new one is started only after that.
     let containers = pod.containers();
-    let created = |name: &str| {
+    let started = |name: &str| {
         let own = |container: &&Value| container["Labels"]["io.iot-agent.deployment"] == name;
-        containers.iter().find(own).unwrap()["Created"].as_i64().unwrap()
+        containers.iter().find(own).unwrap()["StartedAt"].as_i64().unwrap()
     };
-    assert!(created("quick") < created("a-stays"), "it waited for the other container: {containers:#?}");
+    assert!(started("quick") < started("a-stays"), "it waited for the other container: {containers:#?}");
     assert_ne!(pod.running("quick"), before);
     assert_ne!(pod.running("a-stays"), stayed);
 }
@@ -225,12 +224,17 @@ async fn invalid_deployments_are_reported() {
         })
         .await;
     fleet.line("good", good, Phase::Running).await;
-    // An invalid document stops the running container, and a valid one starts it again.
+    // An invalid document leaves the running container alone, and a valid one replaces it.
+    let before = device.pod.running("good");
     let refused = fleet.put_text("good", r#"{"version":2}"#).await;
-    fleet.line("good", refused, Phase::Refused).await;
-    assert!(device.pod.running("good").is_empty());
+    let line = fleet.line("good", refused, Phase::Refused).await;
+    assert_eq!((line.running_revision, line.container.unwrap().state.as_str()), (Some(good), "running"));
+    assert!(line.last_error.unwrap().contains("version 2 is unknown"));
+    assert_eq!(device.pod.running("good"), before);
     let again = fleet.put("good", &generation(2)).await;
-    fleet.line("good", again, Phase::Running).await;
+    let line = fleet.line("good", again, Phase::Running).await;
+    assert_eq!(line.running_revision, None);
+    assert_ne!(device.pod.running("good"), before);
     // The agent notices an image that appears later.
     let revision = fleet.put("late", &document(ContainerSpec::of("localhost/late:1"))).await;
     fleet.line("late", revision, Phase::BackingOff).await;

@@ -12,3 +12,4 @@ mod life;
 mod logins;
 mod pod;
 mod registry;
+mod rollback;

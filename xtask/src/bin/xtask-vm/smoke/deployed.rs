@@ -54,7 +54,7 @@ impl ExpectedDeployment {
         let Some(error) = &line.last_error else { return Ok(false) };
         self.troubled.insert(seen.revision);
         let hopeless = match line.phase {
-            DeploymentPhase::Refused => true,
+            DeploymentPhase::Refused | DeploymentPhase::RolledBack => true,
             DeploymentPhase::BackingOff | DeploymentPhase::Removing => {
                 self.troubled.len() >= MAX_TROUBLED_STATUSES
             }
@@ -149,6 +149,7 @@ mod tests {
             desired_revision,
             phase,
             container: (!state.is_empty()).then_some(container),
+            running_revision: None,
             last_error: error.map(str::to_owned),
             restarts: 0,
         }];
@@ -194,6 +195,9 @@ mod tests {
         let refused = with(1, 7, DeploymentPhase::Refused, "", Some("kind \"wasm\" is unknown"));
         let diagnosis = refuted(ExpectedDeployment::running("persistent", 7).check(&refused));
         assert_eq!(diagnosis, "the deployment persistent is refused: kind \"wasm\" is unknown");
+        let back = with(1, 7, DeploymentPhase::RolledBack, "running", Some("its container has ended"));
+        let diagnosis = refuted(ExpectedDeployment::running("persistent", 7).check(&back));
+        assert_eq!(diagnosis, "the deployment persistent is rolled-back: its container has ended");
         let mut wanted = ExpectedDeployment::running("persistent", 7);
         let mut check = |revision| {
             wanted.check(&with(revision, 7, DeploymentPhase::BackingOff, "", Some("no such image")))

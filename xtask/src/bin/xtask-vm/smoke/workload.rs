@@ -28,6 +28,9 @@ pub(super) const EPHEMERAL: Deployed = Deployed { name: "ephemeral", port: WORKL
 pub(super) const RETIRED: Deployed = Deployed { name: "retired", port: WORKLOAD_PORTS[2] };
 /// The port on which the program listens in its container.
 const CONTAINER_PORT: u16 = 8080;
+/// The probation of a changed deployment. Until it is over, the device has the previous container as well, so no view
+/// agrees with the desired state.
+const PROBATION_SECONDS: u32 = 5;
 
 /// Returns the document of a deployment: the workload of this generation, with a port, a volume and limits.
 fn document(generation: u64, port: u16) -> Document {
@@ -36,6 +39,7 @@ fn document(generation: u64, port: u16) -> Document {
         ports: vec![Port { host: port, container: CONTAINER_PORT, address: None, protocol: Protocol::Tcp }],
         volumes: vec![Volume { name: "data".to_owned(), mount: "/data".to_owned(), read_only: false }],
         limits: Limits { memory_mib: Some(64), processes: Some(32), ..Limits::default() },
+        probation_seconds: Some(PROBATION_SECONDS),
         ..ContainerSpec::of(IMAGE)
     };
     Document::of(Deployment::PodmanContainer(container))
