@@ -11,7 +11,7 @@
 //! - `desired`: the desired state (no I/O); `bucket`: which changes of it are believed (no I/O); [`store`]: the desired state on disk, with `files` and `digest`
 //! - `succession`: which of a deployment's documents runs (no I/O)
 //! - `plan`: the next step for a deployment, `managed` (no I/O)
-//! - `generator`: the form in which podman gets a container
+//! - `generator`: the form in which podman gets a container; `ports`: whether a port of the host is free
 //! - `podman`: podman's REST API; `images`: image downloads; `backoff`: pauses between attempts
 //! - `reconcile`: observe, compare, act
 //! - `device_state`, [`status_report`]: the state that the device reports
@@ -37,6 +37,7 @@ mod managed;
 mod markers;
 mod plan;
 mod podman;
+mod ports;
 mod progress;
 mod rate_limiter;
 mod reconcile;

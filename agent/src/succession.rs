@@ -2,6 +2,7 @@
 //! the newer one fails. This module does no I/O. `plan` takes the steps between them from these records and
 //! from podman's containers.
 
+use agent_protocol::ContainerSpec;
 use serde::{Deserialize, Serialize};
 
 use crate::desired::{Applied, Desired, DesiredEntry, Operation, Target};
@@ -43,6 +44,13 @@ impl Previous {
     /// the agent stopped it for its successor.
     pub(crate) fn is_proven(&self) -> bool {
         !self.applied.unproven || self.applied.stopped
+    }
+
+    pub(crate) fn spec(&self) -> Option<&ContainerSpec> {
+        match &self.accepted.target {
+            Target::Run { spec, .. } => Some(spec),
+            _ => None,
+        }
     }
 }
 

@@ -17,6 +17,7 @@ fn listed(id: &str, digest: &str, state: &str, exit_code: i32) -> ListedContaine
         state: state.into(),
         exit_code,
         labels: [(DIGEST_LABEL.to_owned(), digest.to_owned())].into(),
+        ports: Vec::new(),
     }
 }
 

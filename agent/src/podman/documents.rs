@@ -17,6 +17,27 @@ pub(crate) struct ListedContainer {
     pub(crate) exit_code: i32,
     #[serde(deserialize_with = "or_default")]
     pub(crate) labels: BTreeMap<String, String>,
+    /// The published ports.
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) ports: Vec<ListedPort>,
+}
+
+impl ListedContainer {
+    /// Returns whether the container publishes this port of the device.
+    pub(crate) fn holds_port(&self, number: u16) -> bool {
+        let covers = |port: &ListedPort| {
+            (port.host_port..=port.host_port.saturating_add(port.range.max(1) - 1)).contains(&number)
+        };
+        self.ports.iter().any(covers)
+    }
+}
+
+/// A published port, or as many consecutive ones as `range` says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(crate) struct ListedPort {
+    pub(crate) host_port: u16,
+    pub(crate) range: u16,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -27,11 +48,10 @@ pub(crate) struct ListedVolume {
     pub(crate) labels: BTreeMap<String, String>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "PascalCase")]
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
 pub(crate) struct Image {
     /// Go's name of the architecture: `arm64`, `amd64`.
-    #[serde(default)]
     pub(crate) architecture: String,
 }
 
@@ -51,10 +71,13 @@ mod tests {
 
     #[test]
     fn listings_may_contain_null_and_unknown_values() {
-        let text = r#"[{"Id":"a","Names":["x"],"State":"running","Labels":{"k":"v"},"ExitCode":0,"New":1},
-                       {"Id":"b","Names":null,"State":"a-new-word","Labels":null,"ExitCode":137}]"#;
+        let text = r#"[{"Id":"a","Names":["x"],"State":"running","Labels":{"k":"v"},"ExitCode":0,"New":1,
+                        "Ports":[{"host_ip":"","container_port":80,"host_port":8080,"range":1,"protocol":"tcp"}]},
+                       {"Id":"b","Names":null,"State":"a-new-word","Labels":null,"ExitCode":137,"Ports":null}]"#;
         let listed: Vec<ListedContainer> = read(text.as_bytes()).unwrap();
         assert_eq!((listed[0].labels["k"].as_str(), listed[1].state.as_str()), ("v", "a-new-word"));
-        assert!(listed[1].names.is_empty());
+        assert!(listed[1].names.is_empty() && listed[1].ports.is_empty());
+        assert_eq!(listed[0].ports, [ListedPort { host_port: 8080, range: 1 }]);
+        assert!(listed[0].holds_port(8080) && !listed[0].holds_port(8081));
     }
 }

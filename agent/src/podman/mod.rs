@@ -26,6 +26,8 @@ use tokio::time::sleep;
 
 use crate::device_state::short_id;
 pub(crate) use documents::ListedContainer;
+#[cfg(test)]
+pub(crate) use documents::ListedPort;
 use documents::{Image, ListedVolume};
 use http::{ApiError, empty, encoded, read};
 
@@ -160,6 +162,12 @@ impl Podman {
     pub(crate) async fn create_volume(&self, name: &str, labels: &BTreeMap<String, String>) -> Result<()> {
         let created = self.post::<Value>("/volumes/create", &json!({ "Name": name, "Label": labels })).await;
         created.map(drop).with_context(|| format!("create the volume {name}"))
+    }
+
+    /// Returns whether a volume of this name exists, with or without our label.
+    pub(crate) async fn has_volume(&self, name: &str) -> Result<bool> {
+        let volume: Result<Value> = self.get(&format!("/volumes/{}/json", encoded(name))).await;
+        Ok(found(volume).with_context(|| format!("look for the volume {name}"))?.is_some())
     }
 
     /// Deletes an image that no container uses. It is no error if the image does not exist.

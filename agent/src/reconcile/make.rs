@@ -10,6 +10,7 @@ use crate::images::Availability;
 use crate::managed::ManagedDeployment;
 use crate::plan::{self, has_digest};
 use crate::podman::ListedContainer;
+use crate::ports;
 use crate::progress::Loop;
 
 impl Reconciler {
@@ -29,6 +30,7 @@ impl Reconciler {
         if own.is_empty() && was_made {
             self.record(&format!("{name}: its container is gone; creating it again"));
         }
+        self.check_ports(deployment, spec)?;
         self.create_volumes(name, spec).await?;
         let container_name = free_name(&self.device.device_id, deployment);
         let generator = spec_generator(&NewContainer {
@@ -45,6 +47,26 @@ impl Reconciler {
         Ok(None)
     }
 
+    /// Checks that the ports are free, except for those that the deployment's own container holds.
+    fn check_ports(&self, deployment: &ManagedDeployment, spec: &ContainerSpec) -> Result<()> {
+        let running: Vec<_> =
+            deployment.containers.iter().filter(|container| plan::is_active(container)).collect();
+        let is_held = |number: u16| running.iter().any(|container| container.holds_port(number));
+        // A container without a network namespace of its own is listed without ports.
+        let previous = deployment.previous.as_ref().and_then(|previous| previous.spec());
+        let is_known = |number: u16| {
+            !running.is_empty()
+                && previous.is_some_and(|spec| spec.ports.iter().any(|port| port.host == number))
+        };
+        for port in spec.ports.iter().filter(|port| !is_held(port.host) && !is_known(port.host)) {
+            if let Some(reason) = ports::unavailable(port) {
+                let holder = self.state().foreign.holder(port.host);
+                bail!("{}", holder.map_or(reason.clone(), |holder| format!("{reason}; {holder}")));
+            }
+        }
+        Ok(())
+    }
+
     async fn create_volumes(&self, name: &str, spec: &ContainerSpec) -> Result<()> {
         if spec.volumes.is_empty() {
             return Ok(());
@@ -54,9 +76,19 @@ impl Reconciler {
         let existing = self.podman.volumes(&plan::device_filter(device_id)).await?;
         for volume in &spec.volumes {
             let volume = plan::volume_name(device_id, name, &volume.name);
-            if !existing.iter().any(|known| known.name == volume) {
-                self.podman.create_volume(&volume, &plan::labels(device_id, name)).await?;
+            if existing.iter().any(|known| known.name == volume) {
+                continue;
             }
+            if self.podman.has_volume(&volume).await? {
+                // Podman can neither rename a volume nor change its labels.
+                bail!(
+                    "the volume {volume} lacks the agent's labels: podman volume export, rm, create --label \
+                     {}={device_id} --label {}={name}, import",
+                    plan::DEVICE_LABEL,
+                    plan::DEPLOYMENT_LABEL
+                );
+            }
+            self.podman.create_volume(&volume, &plan::labels(device_id, name)).await?;
         }
         Ok(())
     }

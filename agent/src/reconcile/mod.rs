@@ -2,7 +2,7 @@
 //! It makes a pass on every change, on every event of podman, and at least every [`POLL_INTERVAL`]. No state
 //! of a container is kept between two passes: each pass begins with podman's own listing. `steps` carries out
 //! the steps for one deployment, `make` creates containers, and `state` holds the data that is kept between two
-//! steps.
+//! steps. `foreign` has the containers of others.
 
 mod foreign;
 mod make;
@@ -205,7 +205,10 @@ impl Reconciler {
             let State { lines, desired, .. } = &mut *self.state();
             device_state::add_missing_lines(lines, desired);
         })?;
-        self.state().set_foreign_aside(&self.device.device_id, &mut listed);
+        {
+            let State { foreign, events, .. } = &mut *self.state();
+            foreign.take(&mut listed, &self.device.device_id, events);
+        }
         let mut owned: BTreeMap<String, Vec<ListedContainer>> = BTreeMap::new();
         for container in listed {
             let name = container.labels.get(plan::DEPLOYMENT_LABEL).cloned().unwrap_or_default();

@@ -8,6 +8,7 @@ use agent_protocol::status::shortened;
 use agent_protocol::{DeploymentStatus, Phase};
 use tokio::time::Instant;
 
+use super::foreign::Foreign;
 use crate::backoff::Backoff;
 use crate::desired::{Desired, Target};
 use crate::device_state::{self, DeviceState, Events};
@@ -30,8 +31,8 @@ pub(super) struct State {
     pub(super) lines: BTreeMap<String, DeploymentStatus>,
     /// The time of the next pass, if a deployment needs one.
     pub(super) due: Option<Instant>,
-    /// The containers of others, by name.
-    pub(super) foreign: Vec<String>,
+    /// The containers that this agent did not make.
+    pub(super) foreign: Foreign,
     backoffs: HashMap<(String, Role), Backoff>,
     /// The times at which rolled-back documents are tried again.
     retries: HashMap<String, Instant>,
@@ -165,7 +166,7 @@ impl State {
     pub(super) fn device_state(&self) -> DeviceState {
         DeviceState {
             desired_revision: self.saved_revision,
-            foreign_containers: self.foreign.len() as u32,
+            foreign_containers: self.foreign.count() as u32,
             deployments: self.lines.values().cloned().collect(),
             events: self.events.list(),
         }

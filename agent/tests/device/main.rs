@@ -10,6 +10,7 @@ mod fleet;
 mod images;
 mod life;
 mod logins;
+mod obstacles;
 mod pod;
 mod registry;
 mod rollback;

@@ -1,0 +1,72 @@
+//! Tests of obstacles on the device: ports, volumes and containers that others have left or that are in use.
+
+use std::net::TcpListener;
+
+use agent_protocol::Phase;
+use agent_protocol::deployment::{ContainerSpec, Port, Protocol, Volume};
+
+use crate::device::{Device, document, spec};
+use crate::pod::{self, IMAGE};
+
+/// podman(1) requests the highest possible limits without these options.
+const LIMITS: [&str; 4] = ["--ulimit", "nofile=64:64", "--ulimit", "nproc=64:64"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_the_way_is_named_with_a_way_out() {
+    let mut device = Device::start("blocked").await;
+    let (fleet, pod) = (&device.fleet, &device.pod);
+    pod.podman(&["load", "--quiet", "--input", archive().as_str()]);
+    let revision = fleet.put("web", &document(spec(&[]))).await;
+    fleet.line("web", revision, Phase::Running).await;
+    let before = pod.running("web");
+
+    // A port that another program holds is found before the running container is stopped.
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let number = listener.local_addr().unwrap().port();
+    let port = Port { host: number, container: 80, address: None, protocol: Protocol::Tcp };
+    let changed = fleet.put("web", &document(ContainerSpec { ports: vec![port], ..spec(&[]) })).await;
+    let line = fleet.line("web", changed, Phase::BackingOff).await;
+    let error = line.last_error.unwrap();
+    assert!(error.contains(&format!("port {number} of the device is in use")), "{error}");
+    assert_eq!((line.running_revision, pod.running("web")), (Some(revision), before.clone()));
+
+    // A volume of the right name that is not the agent's is not used. The commands in the error make it usable.
+    pod.podman(&["volume", "create", "iot-blocked.web.data"]);
+    let data = Volume { name: "data".into(), mount: "/data".into(), read_only: false };
+    let changed =
+        fleet.put("web", &document(ContainerSpec { volumes: vec![data], ..spec(&["write"]) })).await;
+    let line = fleet.line("web", changed, Phase::BackingOff).await;
+    let error = line.last_error.unwrap();
+    assert!(error.contains("the volume iot-blocked.web.data lacks the agent's labels"), "{error}");
+    assert_eq!(pod.running("web"), before);
+    let labels: Vec<_> =
+        error.split("--label ").skip(1).map(|rest| rest.split([' ', ',']).next().unwrap()).collect();
+    let tar = device.home.path().join("data.tar");
+    let tar = tar.to_str().unwrap();
+    pod.podman(&["volume", "export", "--output", tar, "iot-blocked.web.data"]);
+    pod.podman(&["volume", "rm", "iot-blocked.web.data"]);
+    pod.podman(&["volume", "create", "--label", labels[0], "--label", labels[1], "iot-blocked.web.data"]);
+    pod.podman(&["volume", "import", "iot-blocked.web.data", tar]);
+    fleet.line("web", changed, Phase::Running).await;
+    assert_ne!(pod.running("web"), before);
+
+    // A container of an earlier device id is left alone and named.
+    let device_label = ["--label", "io.iot-agent.device=former", "--label", "io.iot-agent.deployment=web"];
+    let run =
+        [&["run", "--detach", "--name", "iot-former.web"][..], &LIMITS, &device_label, &[IMAGE]].concat();
+    let former = pod.podman(&run).trim().to_owned();
+    device.agent.take().unwrap().stop();
+    device.up();
+    let told = |status: &agent_protocol::DeviceStatus| {
+        status
+            .events
+            .iter()
+            .any(|event| event.what == "leaving 1 container of others alone: iot-former.web (device former)")
+    };
+    device.fleet.status("the container of the earlier id", told).await;
+    assert!(device.pod.running("web").contains(&former));
+}
+
+fn archive() -> String {
+    pod::archives().join("localhost_iot-agent-test_1.tar").to_str().unwrap().to_owned()
+}
