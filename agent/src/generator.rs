@@ -4,6 +4,7 @@ use agent_protocol::deployment::{ContainerSpec, Limits, Port, Volume};
 use serde_json::{Map, Value, json};
 
 use crate::plan::{DIGEST_LABEL, labels, volume_name};
+use crate::podman::Mount;
 
 /// Upper bound for a container's log file, in bytes.
 const LOG_BYTES: u64 = 1 << 20;
@@ -19,6 +20,8 @@ pub(crate) struct NewContainer<'a> {
     /// The digest of the document.
     pub(crate) digest: &'a str,
     pub(crate) spec: &'a ContainerSpec,
+    /// The anonymous volumes that the container takes over.
+    pub(crate) anonymous_volumes: &'a [Mount],
 }
 
 /// Builds libpod's SpecGenerator for a deployment's container. The agent and not podman restarts the
@@ -39,13 +42,15 @@ pub(crate) fn spec_generator(new: &NewContainer<'_>) -> Value {
         let options: &[&str] = if volume.read_only { &["ro"] } else { &[] };
         json!({ "Name": volume_name(device_id, deployment, &volume.name), "Dest": volume.mount, "Options": options })
     };
+    let kept = |mount: &Mount| json!({ "Name": mount.name, "Dest": mount.destination });
+    let volumes = spec.volumes.iter().map(volume).chain(new.anonymous_volumes.iter().map(kept));
     let mut generator = json!({
         "name": new.name,
         "image": spec.image,
         "labels": labels,
         "env": spec.env,
         "portmappings": spec.ports.iter().map(port).collect::<Vec<_>>(),
-        "volumes": spec.volumes.iter().map(volume).collect::<Vec<_>>(),
+        "volumes": volumes.collect::<Vec<_>>(),
         "restart_policy": "no",
         "no_new_privileges": true,
         "log_configuration": { "driver": "k8s-file", "size": LOG_BYTES },
@@ -91,7 +96,14 @@ mod tests {
     use agent_protocol::{Deployment, Document};
 
     fn new_container(spec: &ContainerSpec) -> NewContainer<'_> {
-        NewContainer { device_id: "pi-7", deployment: "web", name: "iot-pi-7.web.new", digest: "d1", spec }
+        NewContainer {
+            device_id: "pi-7",
+            deployment: "web",
+            name: "iot-pi-7.web.new",
+            digest: "d1",
+            spec,
+            anonymous_volumes: &[],
+        }
     }
 
     #[test]
@@ -101,7 +113,8 @@ mod tests {
             "stop_signal":"SIGINT","stop_seconds":30,
             "limits":{"memory_mib":64,"millicpus":250,"processes":9,"open_files":99}}}"#;
         let Deployment::PodmanContainer(spec) = Document::parse(text).unwrap().deployment;
-        let made = spec_generator(&new_container(&spec));
+        let kept = [Mount { kind: "volume".into(), name: "5f".into(), destination: "/var/lib/x".into() }];
+        let made = spec_generator(&NewContainer { anonymous_volumes: &kept, ..new_container(&spec) });
         assert_eq!(made["name"], "iot-pi-7.web.new");
         assert_eq!(made["labels"][DEVICE_LABEL], "pi-7");
         assert_eq!(made["labels"][DIGEST_LABEL], "d1");
@@ -110,6 +123,7 @@ mod tests {
             json!({"host_ip":"127.0.0.1","host_port":8080,"container_port":80,"protocol":"tcp"})
         );
         assert_eq!(made["volumes"][0], json!({"Name":"iot-pi-7.web.data","Dest":"/d","Options":["ro"]}));
+        assert_eq!(made["volumes"][1], json!({"Name":"5f","Dest":"/var/lib/x"}));
         assert_eq!((&made["stop_signal"], &made["stop_timeout"]), (&json!(2), &json!(30)));
         assert_eq!(
             made["resource_limits"],

@@ -40,6 +40,27 @@ pub(crate) struct ListedPort {
     pub(crate) range: u16,
 }
 
+/// The details of a container that its listing does not have.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct ContainerDetails {
+    /// The id of the image.
+    pub(crate) image: String,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) mounts: Vec<Mount>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct Mount {
+    /// The kind, such as `volume` or `bind`.
+    #[serde(rename = "Type")]
+    pub(crate) kind: String,
+    /// The name of the volume.
+    pub(crate) name: String,
+    pub(crate) destination: String,
+}
+
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(crate) struct ListedVolume {
@@ -51,6 +72,7 @@ pub(crate) struct ListedVolume {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(crate) struct Image {
+    pub(crate) id: String,
     /// Go's name of the architecture: `arm64`, `amd64`.
     pub(crate) architecture: String,
 }

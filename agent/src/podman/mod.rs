@@ -25,10 +25,10 @@ use tokio::io::AsyncReadExt as _;
 use tokio::time::sleep;
 
 use crate::device_state::short_id;
-pub(crate) use documents::ListedContainer;
 #[cfg(test)]
 pub(crate) use documents::ListedPort;
-use documents::{Image, ListedVolume};
+use documents::{ContainerDetails, Image, ListedVolume};
+pub(crate) use documents::{ListedContainer, Mount};
 use http::{ApiError, empty, encoded, read};
 
 /// Time for most requests, on a busy Raspberry Pi or an emulated machine.
@@ -132,6 +132,11 @@ impl Podman {
 
     async fn command(&self, id: &str, what: &str, limit: Duration) -> Result<()> {
         self.call(Method::POST, &format!("/containers/{id}/{what}"), empty(), limit).await.map(drop)
+    }
+
+    /// Returns the details of a container, if it exists.
+    pub(crate) async fn details(&self, id: &str) -> Result<Option<ContainerDetails>> {
+        found(self.get(&format!("/containers/{id}/json")).await).context("inspect the container")
     }
 
     /// Stops a container: podman sends the container's stop signal, and SIGKILL after its time. It is no error

@@ -9,9 +9,12 @@ use crate::generator::{NewContainer, spec_generator};
 use crate::images::Availability;
 use crate::managed::ManagedDeployment;
 use crate::plan::{self, has_digest};
-use crate::podman::ListedContainer;
+use crate::podman::{ListedContainer, Mount, is_refusal};
 use crate::ports;
 use crate::progress::Loop;
+
+/// The length of the name of an anonymous volume, which podman makes of random hex digits.
+const ANONYMOUS_NAME_LENGTH: usize = 64;
 
 impl Reconciler {
     /// Gets the image and creates a container. Then removes the containers that were made for this document
@@ -39,6 +42,7 @@ impl Reconciler {
             name: &container_name,
             digest,
             spec,
+            anonymous_volumes: &self.anonymous_volumes(deployment, spec).await?,
         });
         self.progress.tick(Loop::Reconciler);
         self.podman.create(&generator).await?;
@@ -92,6 +96,32 @@ impl Reconciler {
         }
         Ok(())
     }
+
+    /// Returns the anonymous volumes of the deployment's container if that was made from the same image.
+    async fn anonymous_volumes(
+        &self,
+        deployment: &ManagedDeployment,
+        spec: &ContainerSpec,
+    ) -> Result<Vec<Mount>> {
+        let Some(container) = deployment.shown_container(&self.device.device_id) else {
+            return Ok(Vec::new());
+        };
+        let details = match self.podman.details(&container.id).await {
+            Ok(details) => details,
+            // A power cut may have torn the container. Such a container can only be removed.
+            Err(error) if is_refusal(&error) => {
+                self.record(&format!("{}: its anonymous volumes are unknown: {error:#}", deployment.name));
+                return Ok(Vec::new());
+            }
+            Err(error) => return Err(error),
+        };
+        let image = self.podman.image(&spec.image).await?;
+        let (Some(details), Some(image)) = (details, image) else { return Ok(Vec::new()) };
+        if details.image != image.id {
+            return Ok(Vec::new());
+        }
+        Ok(details.mounts.into_iter().filter(|mount| is_anonymous(mount, spec)).collect())
+    }
 }
 
 /// Returns the first name of a deployment's container that no container of the deployment has.
@@ -102,4 +132,33 @@ fn free_name(device_id: &str, deployment: &ManagedDeployment) -> String {
         deployment.containers.iter().all(|container| container.names.first() != Some(wanted))
     };
     names.iter().find(is_free).unwrap_or(&names[0]).clone()
+}
+
+/// Returns whether a mount is an anonymous volume that the document does not replace by a named one.
+fn is_anonymous(mount: &Mount, spec: &ContainerSpec) -> bool {
+    let is_hex =
+        mount.name.len() == ANONYMOUS_NAME_LENGTH && mount.name.bytes().all(|c| c.is_ascii_hexdigit());
+    mount.kind == "volume" && is_hex && spec.volumes.iter().all(|volume| volume.mount != mount.destination)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use agent_protocol::deployment::Volume;
+
+    #[test]
+    fn only_anonymous_volumes_are_taken_over() {
+        let mount = |kind: &str, name: &str, destination: &str| Mount {
+            kind: kind.into(),
+            name: name.into(),
+            destination: destination.into(),
+        };
+        let volumes = vec![Volume { name: "data".into(), mount: "/data".into(), read_only: false }];
+        let spec = ContainerSpec { volumes, ..ContainerSpec::of("localhost/a:1") };
+        let hex = "5f".repeat(32);
+        assert!(is_anonymous(&mount("volume", &hex, "/cache"), &spec));
+        assert!(!is_anonymous(&mount("volume", &hex, "/data"), &spec), "it is named now");
+        assert!(!is_anonymous(&mount("volume", "iot-pi-7.web.data", "/cache"), &spec));
+        assert!(!is_anonymous(&mount("bind", &hex, "/cache"), &spec));
+    }
 }

@@ -1,11 +1,13 @@
 //! Tests of obstacles on the device: ports, volumes and containers that others have left or that are in use.
 
 use std::net::TcpListener;
+use std::path::Path;
 
 use agent_protocol::Phase;
 use agent_protocol::deployment::{ContainerSpec, Port, Protocol, Volume};
 
 use crate::device::{Device, document, spec};
+use crate::fleet::wait_until;
 use crate::pod::{self, IMAGE};
 
 /// podman(1) requests the highest possible limits without these options.
@@ -65,6 +67,49 @@ async fn what_is_in_the_way_is_named_with_a_way_out() {
     };
     device.fleet.status("the container of the earlier id", told).await;
     assert!(device.pod.running("web").contains(&former));
+}
+
+/// After a power cut, the layer of a container that was made just before may be missing. Podman can then neither start
+/// nor inspect the container.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_torn_container_is_made_again() {
+    let mut device = Device::start("torn-layer").await;
+    let revision = device.fleet.put("web", &document(spec(&[]))).await;
+    device.fleet.line("web", revision, Phase::Running).await;
+    device.kill();
+    let pod = &device.pod;
+    let before = pod.running("web");
+    let upper = pod.podman(&["inspect", "--format", "{{.GraphDriver.Data.UpperDir}}", &before[0]]);
+    pod.podman(&["stop", "--time", "0", &before[0]]);
+    std::fs::remove_dir_all(Path::new(upper.trim()).parent().unwrap()).unwrap();
+    device.up();
+    wait_until("another container", || device.pod.running("web").len() == 1).await;
+    assert_ne!(device.pod.running("web"), before);
+    assert_eq!(device.pod.containers().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn anonymous_volumes_are_kept_while_the_image_stays() {
+    let device = Device::start("anonymous").await;
+    let (fleet, pod) = (&device.fleet, &device.pod);
+    pod.podman(&["load", "--quiet", "--input", archive().as_str()]);
+    let image = "localhost/with-volume:1";
+    let file = device.home.path().join("Containerfile");
+    std::fs::write(&file, format!("FROM {IMAGE}\nVOLUME /data\n")).unwrap();
+    pod.podman(&["build", "--quiet", "--tag", image, "--file", file.to_str().unwrap(), "."]);
+    let with = |words| document(ContainerSpec { image: image.into(), ..spec(words) });
+    let first = fleet.put("web", &with(&["write"])).await;
+    fleet.line("web", first, Phase::Running).await;
+    let volumes = || pod.podman(&["volume", "ls", "--quiet"]);
+    let before = volumes();
+    let second = fleet.put("web", &with(&["read"])).await;
+    fleet.line("web", second, Phase::Running).await;
+    wait_until("the previous container is removed", || pod.containers().len() == 1).await;
+    assert_eq!(volumes(), before);
+    assert!(pod.podman(&["logs", &pod.running("web")[0]]).contains("by the first"), "its data stayed");
+    fleet.delete("web").await;
+    fleet.line("web", second + 1, Phase::Removed).await;
+    assert_eq!(volumes().trim(), "", "the volume goes with the last container");
 }
 
 fn archive() -> String {
