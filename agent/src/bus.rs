@@ -162,6 +162,7 @@ impl Bus {
     async fn report(&self, client: &Client, limiter: &mut RateLimiter) -> String {
         let mut device_state = self.device_state.clone();
         device_state.mark_changed();
+        let mut connection = self.connection.subscribe();
         let mut heartbeat = interval(Duration::from_secs(self.config.agent.heartbeat_seconds));
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut bucket, mut lost) = (None, 0);
@@ -173,6 +174,8 @@ impl Bus {
             tokio::select! {
                 _ = heartbeat.tick() => {}
                 () = sleep(LOOP_INTERVAL) => continue,
+                // An error in following the desired state is reported at once.
+                _ = connection.changed() => {}
                 changed = device_state.changed() => if changed.is_err() { return "the reconciler ended".to_owned() },
             }
             let current = device_state.borrow_and_update().clone();

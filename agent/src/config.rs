@@ -31,7 +31,7 @@ pub struct AgentConfig {
     /// Seconds between two statuses, 1 to 3600.
     #[serde(default = "default_heartbeat")]
     pub(crate) heartbeat_seconds: u64,
-    /// Seconds between two complete readings of the desired state, 1 to 86400.
+    /// The most seconds between two complete readings of the desired state, 1 to 86400.
     #[serde(default = "default_resync")]
     pub(crate) resync_seconds: u64,
     /// Directory of the state that must survive a power cut.

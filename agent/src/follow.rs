@@ -59,7 +59,9 @@ impl Bus {
         let opened = timeout(OPEN_TIMEOUT, open(client, prefix)).await;
         let (stream, consumer) = opened
             .with_context(|| format!("open the bucket {DESIRED_BUCKET}: JetStream does not answer"))??;
-        let due = Instant::now() + Duration::from_secs(self.config.agent.resync_seconds);
+        let interval = Duration::from_secs(self.config.agent.resync_seconds);
+        // Without the random part, a fleet would read at the same time after each restart of the broker.
+        let due = Instant::now() + interval - jitter(interval / 10);
         let mut pending = consumer.cached_info().num_pending;
         let mut messages = consumer.messages().await.context("subscribe to the consumer")?;
         let mut updates = Vec::new();
