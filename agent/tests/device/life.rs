@@ -229,7 +229,7 @@ async fn invalid_deployments_are_reported() {
     let refused = fleet.put_text("good", r#"{"version":2}"#).await;
     let line = fleet.line("good", refused, Phase::Refused).await;
     assert_eq!((line.running_revision, line.container.unwrap().state.as_str()), (Some(good), "running"));
-    assert!(line.last_error.unwrap().contains("version 2 is unknown"));
+    assert!(line.last_error.unwrap().contains("version: expected the whole number 1"));
     assert_eq!(device.pod.running("good"), before);
     let again = fleet.put("good", &generation(2)).await;
     let line = fleet.line("good", again, Phase::Running).await;
