@@ -323,6 +323,8 @@ mod tests {
             assert_eq!(state_of(&desired, "web"), (200, document(), Some(Orphaned::Anew)));
             assert_eq!(state_of(&desired, "kept"), (3, document(), None));
             assert!(!desired.deployments.contains_key("stranger"));
+            let stored = serde_json::to_vec(&desired).unwrap();
+            assert_eq!(serde_json::from_slice::<Desired>(&stored).unwrap(), desired);
             assert!(!desired.take(reading(CREATED + 1, 200, [marker, put("kept", 3)])));
             for name in ["web", "kept"] {
                 assert!(desired.take(Change::Update(update(name, 201, operation.clone()))), "{name}");
