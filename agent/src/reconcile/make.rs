@@ -1,5 +1,6 @@
 //! Makes the container of a document beside the containers that run, without touching them.
 
+use agent_protocol::deployment::Port;
 use agent_protocol::{ContainerSpec, Phase};
 use anyhow::{Result, bail};
 
@@ -51,18 +52,8 @@ impl Reconciler {
         Ok(None)
     }
 
-    /// Checks that the ports are free, except for those that the deployment's own container holds.
     fn check_ports(&self, deployment: &ManagedDeployment, spec: &ContainerSpec) -> Result<()> {
-        let running: Vec<_> =
-            deployment.containers.iter().filter(|container| plan::is_active(container)).collect();
-        let is_held = |number: u16| running.iter().any(|container| container.holds_port(number));
-        // A container without a network namespace of its own is listed without ports.
-        let previous = deployment.previous.as_ref().and_then(|previous| previous.spec());
-        let is_known = |number: u16| {
-            !running.is_empty()
-                && previous.is_some_and(|spec| spec.ports.iter().any(|port| port.host == number))
-        };
-        for port in spec.ports.iter().filter(|port| !is_held(port.host) && !is_known(port.host)) {
+        for port in ports_of_others(deployment, spec) {
             if let Some(reason) = ports::unavailable(port) {
                 let holder = self.state().foreign.holder(port.host);
                 bail!("{}", holder.map_or(reason.clone(), |holder| format!("{reason}; {holder}")));
@@ -124,6 +115,26 @@ impl Reconciler {
     }
 }
 
+/// Returns the ports of a document that the deployment's own containers do not hold.
+fn ports_of_others<'a>(
+    deployment: &ManagedDeployment,
+    spec: &'a ContainerSpec,
+) -> impl Iterator<Item = &'a Port> {
+    let containers = &deployment.containers;
+    // A container whose start has failed may still hold its ports, although podman says that it does not run. It is
+    // removed before the new one is started.
+    let is_made_again = containers.iter().any(|container| has_digest(container, deployment.target.digest()));
+    let running: Vec<_> = containers.iter().filter(|container| plan::is_active(container)).cloned().collect();
+    // A container without a network namespace of its own is listed without ports.
+    let previous = deployment.previous.as_ref().and_then(|previous| previous.spec());
+    let previous: Vec<_> =
+        previous.map_or(&[][..], |spec| &spec.ports).iter().map(|port| port.host).collect();
+    spec.ports.iter().filter(move |port| {
+        let is_held = running.iter().any(|container| container.holds_port(port.host));
+        !is_made_again && !is_held && (running.is_empty() || !previous.contains(&port.host))
+    })
+}
+
 /// Returns the first name of a deployment's container that no container of the deployment has.
 fn free_name(device_id: &str, deployment: &ManagedDeployment) -> String {
     let name = &deployment.name;
@@ -144,7 +155,9 @@ fn is_anonymous(mount: &Mount, spec: &ContainerSpec) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use agent_protocol::deployment::Volume;
+    use crate::desired::{DesiredEntry, Operation};
+    use crate::podman::ListedPort;
+    use agent_protocol::deployment::{Protocol, Volume};
 
     #[test]
     fn only_anonymous_volumes_are_taken_over() {
@@ -160,5 +173,29 @@ mod tests {
         assert!(!is_anonymous(&mount("volume", &hex, "/data"), &spec), "it is named now");
         assert!(!is_anonymous(&mount("volume", "iot-pi-7.web.data", "/cache"), &spec));
         assert!(!is_anonymous(&mount("bind", &hex, "/cache"), &spec));
+    }
+
+    #[test]
+    fn the_ports_of_the_deployments_own_containers_are_not_checked() {
+        let port = |host| Port { host, container: 80, address: None, protocol: Protocol::Tcp };
+        let spec =
+            ContainerSpec { ports: vec![port(8080), port(9090)], ..ContainerSpec::of("localhost/a:1") };
+        let checked = |state: &str, digest: &str, ports: Vec<ListedPort>| {
+            let target = Target::Run { spec: spec.clone(), digest: "d1".into() };
+            let entry = DesiredEntry::after(None, 1, Operation::Delete, target);
+            let container = ListedContainer {
+                state: state.into(),
+                labels: [(plan::DIGEST_LABEL.to_owned(), digest.to_owned())].into(),
+                ports,
+                ..ListedContainer::default()
+            };
+            let deployment =
+                ManagedDeployment { containers: vec![container], ..ManagedDeployment::new("web", &entry) };
+            ports_of_others(&deployment, &spec).map(|port| port.host).collect::<Vec<_>>()
+        };
+        let held = || vec![ListedPort { host_port: 8080, range: 1 }];
+        assert_eq!(checked("running", "d0", held()), [9090]);
+        assert_eq!(checked("exited", "d0", held()), [8080, 9090]);
+        assert_eq!(checked("created", "d1", held()), [0; 0], "its start has failed");
     }
 }
