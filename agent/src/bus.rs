@@ -2,7 +2,6 @@
 //! commands until the connection ends. The next connection starts from scratch, so that nothing stale is
 //! carried over. (Before async-nats gives a connection up, it tries each server once more in the background.)
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,11 +20,11 @@ use crate::desired::Change;
 use crate::device_state::{Connection, DeviceState};
 use crate::progress::{Loop, Progress};
 use crate::rate_limiter::RateLimiter;
+use crate::reconnect::Attempts;
 use crate::status_report::StatusReporter;
 
-/// The longest pause between two attempts to connect. A broker refuses connections while it restarts, and
-/// devices must be back soon afterwards.
-const MAX_RECONNECT_PAUSE: Duration = Duration::from_secs(2);
+/// Interval at which the agent looks for a new secret after the broker has refused the login.
+const SECRET_POLL: Duration = Duration::from_secs(5);
 /// Time for TCP, TLS and login with one server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for all servers, including DNS look-ups.
@@ -62,14 +61,14 @@ pub(crate) struct Bus {
 impl Bus {
     /// Connects again and again; never returns.
     pub(crate) async fn run(mut self) {
-        let (mut attempts, mut last_error) = (0, String::new());
+        let (mut attempts, mut last_error) = (Attempts::default(), String::new());
         loop {
             self.progress.tick(Loop::Bus);
             let connected = timeout(CONNECT_ALL_TIMEOUT, self.connect()).await;
             let connected = connected.unwrap_or_else(|_elapsed| {
                 bail!("connect to the bus: no server has answered within {CONNECT_ALL_TIMEOUT:?}")
             });
-            let error = match connected {
+            let (error, (pause, is_refusal)) = match connected {
                 Ok((client, events)) => {
                     let begun = Instant::now();
                     info!(server = client.server_info().server_name, "connected to the bus");
@@ -77,26 +76,40 @@ impl Bus {
                     self.connection.send_replace(Connection { connected: true, ..Connection::default() });
                     let reason = self.serve(&client, events).await;
                     if begun.elapsed() >= STABLE_AFTER {
-                        attempts = 0;
+                        attempts = Attempts::default();
                     }
                     warn!("the connection to the bus ended: {reason}");
-                    reason
+                    (reason, attempts.failed(None))
                 }
                 Err(error) => {
+                    let pause = attempts.failed(Some(&error));
                     let error = describe_connect_error(&error);
                     // Only a new error is a warning, since a line every two seconds would flood the journal.
                     if error == last_error {
-                        debug!("cannot connect to the bus, attempt {}: {error}", attempts + 1);
+                        debug!("cannot connect to the bus, attempt {}: {error}", attempts.count);
                     } else {
-                        warn!("cannot connect to the bus, attempt {}: {error}", attempts + 1);
+                        warn!("cannot connect to the bus, attempt {}: {error}", attempts.count);
                     }
                     last_error.clone_from(&error);
-                    error
+                    (error, pause)
                 }
             };
             self.connection.send_replace(Connection { error: Some(error), ..Connection::default() });
-            attempts += 1;
-            sleep(reconnect_pause(attempts)).await;
+            self.pause(pause, is_refusal).await;
+        }
+    }
+
+    /// Waits before the next attempt to connect. After a refused login, the pause ends when the file with the secret has
+    /// changed.
+    async fn pause(&self, pause: Duration, is_refusal: bool) {
+        let end = Instant::now() + pause;
+        let before = self.config.credentials.modified();
+        while Instant::now() < end {
+            self.progress.tick(Loop::Bus);
+            sleep_until(end.min(Instant::now() + SECRET_POLL)).await;
+            if is_refusal && self.config.credentials.modified() != before {
+                return;
+            }
         }
     }
 
@@ -249,33 +262,4 @@ fn describe_connect_error(error: &anyhow::Error) -> String {
         );
     }
     text
-}
-
-/// Returns the pause before the next attempt: half a second after the first one, then doubled up to
-/// [`MAX_RECONNECT_PAUSE`], minus up to half at random. The random part keeps a fleet from reconnecting all
-/// at once after a restart of the broker.
-fn reconnect_pause(attempts: u32) -> Duration {
-    let full = Duration::from_millis(250 << attempts.min(6)).min(MAX_RECONNECT_PAUSE);
-    full - jitter(full / 2)
-}
-
-/// Returns a random duration up to `max`. The standard library gives each `RandomState` random keys.
-pub(crate) fn jitter(max: Duration) -> Duration {
-    let random = RandomState::new().hash_one(()) as u32;
-    max.mul_f64(f64::from(random) / f64::from(u32::MAX))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_reconnect_pause_stays_within_its_bounds() {
-        for attempts in 1..100 {
-            let pause = reconnect_pause(attempts);
-            assert!(pause <= MAX_RECONNECT_PAUSE, "{attempts}: {pause:?}");
-            assert!(pause >= Duration::from_millis(250), "{attempts}: {pause:?}");
-        }
-        assert!((0..20).map(|_| reconnect_pause(5)).collect::<std::collections::HashSet<_>>().len() > 1);
-    }
 }

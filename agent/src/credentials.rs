@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use async_nats::ConnectOptions;
@@ -65,6 +66,13 @@ impl Credentials {
             | Self::Nkey { seed_file: file }
             | Self::Creds { file } => Some(file),
         }
+    }
+
+    /// Returns the time of the last change of the file with the secret; `None` if there is no such file. The file may have
+    /// been replaced by an older one, so the number of the file counts too.
+    pub(crate) fn modified(&self) -> Option<(SystemTime, u64)> {
+        let file = self.file(Path::new("")).metadata().ok()?;
+        Some((file.modified().ok()?, file.ino()))
     }
 
     /// Checks that the secret can be used and that only its owner can read it.

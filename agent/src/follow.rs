@@ -14,9 +14,10 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, warn};
 
 use crate::bucket::Stream;
-use crate::bus::{Bus, jitter};
+use crate::bus::Bus;
 use crate::desired::{Change, Update};
 use crate::markers;
+use crate::reconnect::jitter;
 
 /// Time for the requests to JetStream before a reading.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(20);

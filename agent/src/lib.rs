@@ -15,8 +15,8 @@
 //! - `podman`: podman's REST API; `images`: image downloads; `backoff`: pauses between attempts
 //! - `reconcile`: observe, compare, act
 //! - `device_state`, [`status_report`]: the state that the device reports
-//! - `bus`: connect, report, answer; `follow`: read and follow the desired state, with `markers`; `rate_limiter`: how
-//!   often a status is sent; `command_handler`: replies
+//! - `bus`: connect, report, answer; `follow`: read and follow the desired state, with `markers`; `reconnect`: the
+//!   pauses between connections; `rate_limiter`: how often a status is sent; `command_handler`: replies
 //! - `progress`: the watchdog; [`run`]: starts all of it
 
 mod backoff;
@@ -41,6 +41,7 @@ mod ports;
 mod progress;
 mod rate_limiter;
 mod reconcile;
+mod reconnect;
 pub mod run;
 pub mod status_report;
 pub mod store;
