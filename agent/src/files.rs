@@ -21,6 +21,17 @@ pub(crate) fn replace_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_parent(path)
 }
 
+/// Gives the file `path` a second name, which may have been that of another file. A file of either name is there at any
+/// time.
+pub(crate) fn keep(path: &Path, second: &Path) -> io::Result<()> {
+    let beside = second.with_extension("link");
+    match fs::remove_file(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => fs::hard_link(path, &beside)?,
+    }
+    fs::rename(beside, second)
+}
+
 fn write_beside(path: &Path, bytes: &[u8]) -> io::Result<(PathBuf, File)> {
     let beside = path.with_extension("new");
     let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&beside)?;

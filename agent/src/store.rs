@@ -33,30 +33,50 @@ impl Store {
 
     /// Reads the state. A file that is truncated, corrupt, of another format or unreadable is renamed to
     /// `state.corrupt`, and replaces an earlier file of that name. If the renaming fails, the file stays
-    /// until the next [`Store::save`] replaces it.
+    /// until the next [`Store::save`] replaces it. The state before the last one is then returned, if it is usable.
     ///
-    /// # Errors
-    /// Returns the reason why the file is not usable, and its new path.
-    pub fn load(&self) -> Result<Option<Desired>, String> {
+    /// Also returns the reason why the file is not usable, and its new path.
+    pub fn load(&self) -> (Option<Desired>, Option<String>) {
         let path = self.path();
-        let parsed = match fs::read(&path) {
-            Ok(bytes) => self.parse(&bytes),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => Err(error.to_string()),
+        let reason = match self.read(&path) {
+            Ok(found) => return (found, None),
+            Err(reason) => reason,
         };
-        parsed.map(Some).map_err(|reason| {
-            let aside = self.directory.join("state.corrupt");
-            let place = match fs::rename(&path, &aside) {
-                Ok(()) => format!("was renamed to {}", aside.display()),
-                Err(error) => format!("cannot be renamed to {}: {error}", aside.display()),
-            };
-            format!("the state file {} is not usable ({reason}) and {place}", path.display())
-        })
+        let aside = self.directory.join("state.corrupt");
+        let place = match fs::rename(&path, &aside) {
+            Ok(()) => format!("was renamed to {}", aside.display()),
+            Err(error) => format!("cannot be renamed to {}: {error}", aside.display()),
+        };
+        let earlier = self.read(&self.earlier()).ok().flatten();
+        let next =
+            if earlier.is_some() { "the state before it is used" } else { "there is no state before it" };
+        (
+            earlier,
+            Some(format!("the state file {} is not usable ({reason}) and {place}; {next}", path.display())),
+        )
     }
 
-    /// Writes the state to disk and syncs it. If this fails, the previous state is still there.
+    fn read(&self, path: &Path) -> Result<Option<Desired>, String> {
+        match fs::read(path) {
+            Ok(bytes) => self.parse(&bytes).map(Some),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Returns the path of the state before the last one.
+    fn earlier(&self) -> PathBuf {
+        self.directory.join("state.old")
+    }
+
+    /// Writes the state to disk and syncs it. If this fails, the previous state is still there. The previous state stays
+    /// as `state.old`, because a card may corrupt a file that was synced.
     pub(crate) fn save(&self, desired: &Desired) -> Result<()> {
         let path = self.path();
+        if path.is_file() {
+            files::keep(&path, &self.earlier())
+                .with_context(|| format!("keep the previous state as {}", self.earlier().display()))?;
+        }
         files::replace_durably(&path, &self.serialise(desired))
             .with_context(|| format!("write the desired state to {}", path.display()))
     }
@@ -117,12 +137,12 @@ mod tests {
     fn a_saved_state_is_loaded() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::new(directory.path(), "pi-7");
-        assert_eq!(store.load(), Ok(None), "a first start reports no problem");
+        assert_eq!(store.load(), (None, None), "a first start reports no problem");
         store.save(&small()).unwrap();
-        assert_eq!(store.load(), Ok(Some(small())));
+        assert_eq!(store.load(), (Some(small()), None));
         store.sync_file_system().unwrap();
         let other = Store::new(directory.path(), "pi-8").load();
-        assert!(other.unwrap_err().contains("another device"));
+        assert!(other.0.is_none() && other.1.unwrap().contains("another device"));
         assert!(Store::new(Path::new("/nonexistent"), "pi-7").save(&small()).is_err());
     }
 
@@ -144,11 +164,30 @@ mod tests {
         bad.push(vec![0; good.len()]);
         for bytes in bad {
             fs::write(store.path(), &bytes).unwrap();
-            let problem = store.load().expect_err(&String::from_utf8_lossy(&bytes));
-            assert!(problem.contains("state.corrupt"));
+            let (found, problem) = store.load();
+            let problem = problem.unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&bytes)));
+            assert!(found.is_none() && problem.contains("state.corrupt"), "{problem}");
             assert!(!store.path().exists());
             assert_eq!(fs::read(directory.path().join("state.corrupt")).unwrap(), bytes);
         }
+    }
+
+    #[test]
+    fn the_state_before_a_corrupt_one_is_used() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(directory.path(), "pi-7");
+        store.save(&small()).unwrap();
+        store.save(&Desired::default()).unwrap();
+        fs::write(store.path(), "torn").unwrap();
+        for _ in 0..2 {
+            let (found, problem) = store.load();
+            assert_eq!(found, Some(small()));
+            assert!(problem.unwrap().ends_with("the state before it is used"));
+            // The agent may be restarted before it saves a state.
+            fs::write(store.path(), "torn").unwrap();
+        }
+        store.save(&Desired::default()).unwrap();
+        assert_eq!(store.load(), (Some(Desired::default()), None));
     }
 
     #[test]
@@ -157,9 +196,9 @@ mod tests {
         let store = Store::new(directory.path(), "pi-7");
         // Root can read any file, but not even root can read a directory as a file.
         fs::create_dir(store.path()).unwrap();
-        assert!(store.load().unwrap_err().contains("is not usable"));
+        assert!(store.load().1.unwrap().contains("is not usable"));
         store.save(&small()).unwrap();
-        assert_eq!(store.load(), Ok(Some(small())));
+        assert_eq!(store.load(), (Some(small()), None));
     }
 
     #[test]
@@ -168,8 +207,8 @@ mod tests {
         let store = Store::new(directory.path(), "pi-7");
         store.save(&small()).unwrap();
         fs::write(directory.path().join("state.new"), &store.serialise(&Desired::default())[..9]).unwrap();
-        assert_eq!(store.load(), Ok(Some(small())));
+        assert_eq!(store.load(), (Some(small()), None));
         store.save(&Desired::default()).unwrap();
-        assert_eq!(store.load(), Ok(Some(Desired::default())));
+        assert_eq!(store.load(), (Some(Desired::default()), None));
     }
 }

@@ -82,15 +82,16 @@ impl Reconciler {
     ) -> Self {
         let store = Store::new(&config.agent.state_directory, &config.agent.device_id);
         let mut state = State::default();
-        match store.load() {
-            Ok(None) => {}
-            Ok(Some(desired)) => {
-                let (count, revision) = (desired.deployments.len(), desired.revision);
-                let event = format!("loaded {count} deployments from disk, up to revision {revision}");
-                state.events.push(&event);
-                (state.desired, state.known, state.saved_revision) = (desired, true, revision);
-            }
-            Err(why) => state.events.push(&format!("{why}; the desired state will be read from the bus")),
+        let (desired, problem) = store.load();
+        if let Some(desired) = desired {
+            let (count, revision) = (desired.deployments.len(), desired.revision);
+            let event = format!("loaded {count} deployments from disk, up to revision {revision}");
+            state.events.push(&event);
+            // An earlier state may lack deployments whose containers must go on.
+            (state.desired, state.known, state.saved_revision) = (desired, problem.is_none(), revision);
+        }
+        if let Some(problem) = problem {
+            state.events.push(&format!("{problem}; the desired state will be read from the bus"));
         }
         let wake = Arc::new(Notify::new());
         let podman = Podman::new(&config.podman.socket);
