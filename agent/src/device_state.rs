@@ -56,6 +56,7 @@ pub(crate) fn status_line(
         container: container.map(|container| ObservedContainer {
             id: short_id(&container.id),
             state: container.state.clone(),
+            image: container.image_id.clone(),
             // After a power cut, the exit code is meaningless.
             exit_code: (plan::has_ended(container) && phase != Phase::Lost).then_some(container.exit_code),
         }),
@@ -175,7 +176,12 @@ mod tests {
         let mut lines = BTreeMap::new();
         add_missing_lines(&mut lines, &desired);
         let line = lines.get_mut("web").unwrap();
-        let container = ObservedContainer { id: "c".into(), state: "running".into(), exit_code: None };
+        let container = ObservedContainer {
+            id: "c".into(),
+            state: "running".into(),
+            exit_code: None,
+            image: String::new(),
+        };
         (line.phase, line.container, line.last_error) = (Phase::Running, Some(container), None);
         for (orphaned, phase) in [(Some(Orphaned::Missing), Phase::Orphaned), (None, Phase::Running)] {
             desired.deployments.get_mut("web").unwrap().orphaned = orphaned;

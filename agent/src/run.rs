@@ -20,6 +20,7 @@ use crate::progress::{Progress, watchdog};
 use crate::rate_limiter::RateLimiter;
 use crate::reconcile::Reconciler;
 use crate::status_report::StatusReporter;
+use crate::store::Store;
 
 /// Upper bound for the changes of the desired state that wait for the reconciler. Further changes wait on the
 /// bus.
@@ -47,7 +48,11 @@ pub async fn run(config: Config) -> Result<()> {
         exe_sha256 = status.exe_sha256,
         "started"
     );
-    let reporter = StatusReporter::new(status, connection.clone());
+    let reporter = StatusReporter::new(
+        status,
+        connection.clone(),
+        Store::new(&config.agent.state_directory, &config.agent.device_id),
+    );
     let reconciler = Reconciler::new(&config, device.clone(), state_tx, Arc::clone(&progress));
     let podman = Podman::new(&config.podman.socket);
     let bus = Bus {

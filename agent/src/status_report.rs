@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::device_state::{Connection, DeviceState};
 use crate::files;
 use crate::host::{footprint, uptime_seconds};
+use crate::store::Store;
 
 /// Writes the statuses of this process and numbers them.
 #[derive(Debug, Clone)]
@@ -21,6 +22,8 @@ pub(crate) struct StatusReporter {
     /// The parts of the status that do not change while the process runs.
     template: DeviceStatus,
     connection: watch::Receiver<Connection>,
+    /// The store of the state, on the disk whose free space is reported.
+    store: Store,
     sequence: Arc<AtomicU64>,
 }
 
@@ -34,8 +37,8 @@ pub(crate) struct LocalStatus {
 }
 
 impl StatusReporter {
-    pub(crate) fn new(template: DeviceStatus, connection: watch::Receiver<Connection>) -> Self {
-        Self { template, connection, sequence: Arc::default() }
+    pub(crate) fn new(template: DeviceStatus, connection: watch::Receiver<Connection>, store: Store) -> Self {
+        Self { template, connection, store, sequence: Arc::default() }
     }
 
     fn status(&self, device_state: &DeviceState, sequence: u64) -> Result<DeviceStatus> {
@@ -47,6 +50,7 @@ impl StatusReporter {
             desired_revision,
             following_error: self.connection.borrow().following_error.as_deref().map(shortened),
             foreign_containers,
+            disk_free_mib: self.store.free_mib().ok(),
             deployments,
             events,
             ..self.template.clone()
@@ -167,7 +171,8 @@ mod tests {
     #[test]
     fn a_status_of_too_many_deployments_counts_the_omitted_ones() {
         let (_tx, connection) = watch::channel(Connection::default());
-        let reporter = StatusReporter::new(read_status("pi-7").unwrap(), connection);
+        let reporter =
+            StatusReporter::new(read_status("pi-7").unwrap(), connection, Store::new(Path::new("/"), "pi-7"));
         let max_bytes = (1 << 20) - 4096;
         for (count, all) in [(1000, true), (10_000, false)] {
             let document = reporter.write(&state_of(count), max_bytes).unwrap();
@@ -189,7 +194,8 @@ mod tests {
         let path = directory.path().join("status.json");
         assert!(describe(&path).unwrap_err().to_string().contains("is the agent running?"));
         let (tx, connection) = watch::channel(Connection::default());
-        let reporter = StatusReporter::new(read_status("pi-7").unwrap(), connection);
+        let reporter =
+            StatusReporter::new(read_status("pi-7").unwrap(), connection, Store::new(Path::new("/"), "pi-7"));
         let away = Connection { error: Some("no route".into()), ..Connection::default() };
         reporter.write_local(&state_of(1), &away, &path).unwrap();
         let (text, healthy) = describe(&path).unwrap();

@@ -39,6 +39,9 @@ pub struct DeviceStatus {
     /// The number of containers in podman that this agent did not make. The agent leaves them alone.
     #[serde(default)]
     pub foreign_containers: u32,
+    /// The space that is free for the agent's user on the disk with its state and the images, in MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_free_mib: Option<u64>,
     /// The deployments by name, including deleted ones until they are purged.
     #[serde(default)]
     pub deployments: Vec<DeploymentStatus>,
@@ -139,6 +142,10 @@ pub struct ObservedContainer {
     pub state: String,
     /// The exit code, if the container has ended.
     pub exit_code: Option<i32>,
+    /// The id of the container's image: the SHA-256 of its configuration (OCI image specification, image ID). An image
+    /// that a tag names can change; its id cannot.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub image: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

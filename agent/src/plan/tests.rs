@@ -12,6 +12,7 @@ fn target(restart: Restart) -> Target {
 
 fn listed(id: &str, digest: &str, state: &str, exit_code: i32) -> ListedContainer {
     ListedContainer {
+        image_id: "i1".into(),
         id: id.into(),
         names: vec!["iot-pi-7.web".into()],
         state: state.into(),

@@ -13,6 +13,9 @@ pub(crate) struct ListedContainer {
     pub(crate) names: Vec<String>,
     /// The state, such as `created`, `running` or `exited`.
     pub(crate) state: String,
+    /// The id of the image.
+    #[serde(rename = "ImageID")]
+    pub(crate) image_id: String,
     /// The exit code, which is valid only if the container has ended.
     pub(crate) exit_code: i32,
     #[serde(deserialize_with = "or_default")]

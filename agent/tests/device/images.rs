@@ -84,10 +84,15 @@ async fn an_image_that_no_deployment_names_is_deleted_and_a_foreign_one_stays() 
     let device = device("collects", &registry, "").await;
     device.pod.podman(&["pull", "--quiet", &images[3]]);
     let listed = || device.pod.podman(&["images", "--format", "{{.Repository}}:{{.Tag}}"]);
+    let mut ids = Vec::new();
     for image in &images[..3] {
         let revision = device.fleet.put("web", &of_image(image)).await;
-        device.fleet.line("web", revision, Phase::Running).await;
+        let line = device.fleet.line("web", revision, Phase::Running).await;
+        let id = device.pod.podman(&["image", "inspect", "--format", "{{.Id}}", image]);
+        ids.push(line.container.unwrap().image);
+        assert_eq!(ids.last().unwrap(), id.trim());
     }
+    assert!(ids[0] != ids[1] && device.fleet.latest().await.unwrap().1.disk_free_mib.unwrap() > 0);
     wait_until("only the last image", || !listed().contains("a:1") && !listed().contains("a:2")).await;
     assert!(listed().contains(&images[2]) && listed().contains(&images[3]), "{}", listed());
 }

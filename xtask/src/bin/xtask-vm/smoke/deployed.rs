@@ -143,7 +143,8 @@ mod tests {
         error: Option<&str>,
     ) -> ReceivedStatus {
         let mut seen = seen(revision, "b1");
-        let container = ObservedContainer { id: "c".into(), state: state.into(), exit_code: None };
+        let container =
+            ObservedContainer { id: "c".into(), state: state.into(), exit_code: None, image: String::new() };
         seen.status.deployments = vec![DeploymentStatus {
             name: "persistent".into(),
             desired_revision,

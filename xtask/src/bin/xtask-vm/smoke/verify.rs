@@ -195,6 +195,7 @@ pub(crate) mod tests {
                 deployments: Vec::new(),
                 following_error: None,
                 foreign_containers: 0,
+                disk_free_mib: None,
                 deployments_omitted: 0,
                 events: Vec::new(),
                 footprint: None,
