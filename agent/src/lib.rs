@@ -10,7 +10,7 @@
 //! - `host`: facts about the device
 //! - `desired`: the desired state (no I/O); `bucket`: which changes of it are believed (no I/O); [`store`]: the desired state on disk, with `files` and `digest`
 //! - `succession`: which of a deployment's documents runs (no I/O)
-//! - `plan`: the next step for a deployment, `managed` (no I/O)
+//! - `managed`: a deployment with its documents and its containers; `plan`: the next step for it (no I/O)
 //! - `generator`: the form in which podman gets a container; `ports`: whether a port of the host is free
 //! - `podman`: podman's REST API; `images`: image downloads; `backoff`: pauses between attempts
 //! - `reconcile`: observe, compare, act
