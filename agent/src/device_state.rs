@@ -60,6 +60,7 @@ pub(crate) fn status_line(
             // After a power cut, the exit code is meaningless.
             exit_code: (plan::has_ended(container) && phase != Phase::Lost).then_some(container.exit_code),
         }),
+        downloaded_bytes: deployment.downloaded_bytes,
         last_error: match (&deployment.verdict, &backoff.last_error) {
             (Verdict::Accepted, error) => error.clone(),
             // The document that runs in place of the latest one may be in trouble, too.

@@ -22,6 +22,8 @@ pub(crate) struct ManagedDeployment {
     pub(crate) verdict: Verdict,
     pub(crate) role: Role,
     pub(crate) containers: Vec<ListedContainer>,
+    /// The bytes of the image that have been downloaded, while a download runs.
+    pub(crate) downloaded_bytes: Option<u64>,
 }
 
 /// The agent's verdict on the latest document.
@@ -60,6 +62,7 @@ impl ManagedDeployment {
             verdict,
             role: Role::Current,
             containers: Vec::new(),
+            downloaded_bytes: None,
         }
     }
 

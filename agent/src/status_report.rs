@@ -161,6 +161,7 @@ mod tests {
             phase: Phase::Running,
             container: None,
             running_revision: None,
+            downloaded_bytes: None,
             last_error: Some("x".repeat(200)),
             restarts: 0,
         };

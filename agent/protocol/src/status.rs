@@ -91,6 +91,9 @@ pub struct DeploymentStatus {
     /// document was refused or rolled back, or its container cannot be made yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running_revision: Option<u64>,
+    /// The bytes of the image that have been downloaded, while the phase is [`Phase::Pending`] for a download.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downloaded_bytes: Option<u64>,
     /// The latest error; cleared once the deployment is as desired.
     pub last_error: Option<String>,
     /// How often the agent has restarted the container since the document changed or, if that was later,

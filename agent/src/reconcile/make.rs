@@ -3,6 +3,7 @@
 use agent_protocol::deployment::Port;
 use agent_protocol::{ContainerSpec, Phase};
 use anyhow::{Result, bail};
+use tokio::task::spawn_blocking;
 
 use super::Reconciler;
 use crate::desired::Target;
@@ -20,12 +21,13 @@ const ANONYMOUS_NAME_LENGTH: usize = 64;
 impl Reconciler {
     /// Gets the image and creates a container. Then removes the containers that were made for this document
     /// before and that cannot be used. If this fails, everything goes on as before.
-    pub(super) async fn make(&self, deployment: &ManagedDeployment) -> Result<Option<Phase>> {
+    pub(super) async fn make(&self, deployment: &mut ManagedDeployment) -> Result<Option<Phase>> {
         let name = &deployment.name;
         let Target::Run { spec, digest } = &deployment.target else {
             bail!("a deployment without a document to run cannot be started");
         };
-        if let Availability::Downloading(_) = self.images.lock().await.ensure(&spec.image).await? {
+        if let Availability::Downloading(bytes) = self.images.lock().await.ensure(&spec.image).await? {
+            deployment.downloaded_bytes = Some(bytes);
             return Ok(Some(Phase::Pending));
         }
         let is_own = |container: &&ListedContainer| has_digest(container, Some(digest));
@@ -47,6 +49,10 @@ impl Reconciler {
         });
         self.progress.tick(Loop::Reconciler);
         self.podman.create(&generator).await?;
+        // Podman does not sync what it makes. A power cut would leave a container of empty files (podman#8005).
+        let store = self.store.clone();
+        spawn_blocking(move || store.sync_file_system()).await??;
+        self.progress.tick(Loop::Reconciler);
         self.remove_all(&own).await?;
         self.state().backoff(deployment).made();
         Ok(None)

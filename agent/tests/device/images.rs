@@ -3,8 +3,8 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use agent_protocol::Phase;
 use agent_protocol::deployment::{ContainerSpec, Document};
+use agent_protocol::{DeviceStatus, Phase};
 
 use crate::device::{Device, document, spec};
 use crate::fleet::wait_until;
@@ -30,7 +30,11 @@ async fn a_slow_download_ends_and_one_that_nobody_wants_is_given_up() {
     let device = device("slow", &registry, "pull_silence_seconds = 3").await;
     registry.line.rate.store(SLOW, Ordering::SeqCst);
     let revision = device.fleet.put("web", &of_image(&slow)).await;
-    device.fleet.line("web", revision, Phase::Running).await;
+    let downloads =
+        |status: &DeviceStatus| status.deployment("web").is_some_and(|line| line.downloaded_bytes.is_some());
+    device.fleet.status("a download", downloads).await;
+    let line = device.fleet.line("web", revision, Phase::Running).await;
+    assert_eq!(line.downloaded_bytes, None);
     let begun = std::time::Instant::now();
     device.fleet.put("web", &of_image(&unwanted)).await;
     // Podman also opens connections that it closes at once.

@@ -151,6 +151,7 @@ mod tests {
             phase,
             container: (!state.is_empty()).then_some(container),
             running_revision: None,
+            downloaded_bytes: None,
             last_error: error.map(str::to_owned),
             restarts: 0,
         }];
