@@ -1,6 +1,6 @@
 #!/bin/sh
-# Reports what keeps podman from running containers for the agent's user. prerequisites.sh runs it after podman is
-# installed. The exit code is 1 if no container can run. An argument replaces the root directory, which a test does.
+# Checks whether podman can run containers for the agent's user. prerequisites.sh runs it after podman is installed. The
+# exit code is 1 if no container can run. The optional argument replaces the root directory in tests.
 set -eu
 root=${1-}
 failed=0

@@ -4,8 +4,9 @@
 # prerequisites.sh needs. It may hold config.toml, a directory `secrets` with the files that config.toml names, and image
 # archives (*.tar). Without config.toml, the device keeps its configuration.
 #
-# The configuration is checked before anything is replaced. Each file is written beside the old one, synced and renamed,
-# because a power cut may come at any moment. At the end, the agent and its podman are enabled, running and synced.
+# The configuration is checked before any file of the agent is replaced; prerequisites.sh replaces its own files earlier.
+# All new files are written and synced before the first rename, because a power cut may come at any moment. At the end,
+# the agent and its podman are enabled, running and synced.
 set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 user=iot-agent
@@ -14,10 +15,14 @@ lib=/usr/local/lib/iot-agent
 link=/usr/local/bin/iot-agent
 socket=/run/iot-agent/podman.sock
 
-# Installs the file $2 as $3 with mode $1 by renaming a copy.
-place() {
+# Writes a copy of the file $2 with mode $1 as $3.new.
+write() {
     install -D -m "$1" "$2" "$3.new"
-    mv -f "$3.new" "$3"
+}
+
+# Renames $1.new to $1. The files of the agent are all written and synced at this time.
+rename() {
+    mv -fT "$1.new" "$1"
 }
 
 # Prints the directory of an executable, which is named after its digest.
@@ -31,7 +36,8 @@ sh "$here/prerequisites.sh"
 # The group of the service may read the configuration and the secrets, and only root may change them.
 install -d -m 0750 -g "$user" "$etc" "$etc/secrets"
 new=$(version "$here/iot-agent")
-place 0755 "$here/iot-agent" "$new/iot-agent"
+write 0755 "$here/iot-agent" "$new/iot-agent"
+rename "$new/iot-agent"
 staged=$etc/staged
 rm -rf "$staged"
 install -d -m 0750 -g "$user" "$staged" "$staged/secrets"
@@ -48,39 +54,49 @@ install -m 0640 -g "$user" "$config" "$staged/config.toml"
 # As root, check-config reads the files with the rights of the service.
 "$new/iot-agent" check-config "$staged/config.toml"
 
-# Everything is on the disk before the first rename. The link is renamed last.
+units=/etc/systemd/system
+images=/var/lib/iot-agent/images
+upgrade=
+if [ -e "$units/iot-agent.service" ]; then
+    upgrade=yes
+fi
 old=
 if [ -L "$link" ]; then
     old=$(dirname -- "$(readlink -f "$link")")
 elif [ -e "$link" ]; then
     old=$(version "$link")
-    place 0755 "$link" "$old/iot-agent"
+    write 0755 "$link" "$old/iot-agent"
+    rename "$old/iot-agent"
 fi
+write 0644 "$here/iot-agent.service" "$units/iot-agent.service"
+write 0644 "$here/iot-readahead.service" "$units/iot-readahead.service"
+write 0644 "$here/readahead.sh" "$lib/readahead.sh"
+write 0755 "$here/uninstall.sh" "$lib/uninstall.sh"
+for archive in "$here"/*.tar; do
+    if [ -e "$archive" ]; then
+        install -m 0640 -g "$user" "$archive" "$images/${archive##*/}.new"
+    fi
+done
 ln -sfn "$new/iot-agent" "$link.new"
 sync
+
+for archive in "$here"/*.tar; do
+    if [ -e "$archive" ]; then
+        rename "$images/${archive##*/}"
+    fi
+done
 for file in "$staged"/secrets/*; do
     if [ -e "$file" ]; then
         mv -f "$file" "$etc/secrets/"
     fi
 done
+rename "$lib/readahead.sh"
+rename "$lib/uninstall.sh"
+rename "$units/iot-readahead.service"
+rename "$units/iot-agent.service"
 mv -f "$staged/config.toml" "$etc/config.toml"
+rename "$link"
 rm -r "$staged"
-upgrade=
-if [ -e /etc/systemd/system/iot-agent.service ]; then
-    upgrade=yes
-fi
-place 0644 "$here/iot-agent.service" /etc/systemd/system/iot-agent.service
-place 0644 "$here/iot-readahead.service" /etc/systemd/system/iot-readahead.service
-place 0644 "$here/readahead.sh" "$lib/readahead.sh"
-place 0755 "$here/uninstall.sh" "$lib/uninstall.sh"
-mv -fT "$link.new" "$link"
-for archive in "$here"/*.tar; do
-    if [ -e "$archive" ]; then
-        name=/var/lib/iot-agent/images/${archive##*/}
-        install -m 0640 -g "$user" "$archive" "$name.new"
-        mv -f "$name.new" "$name"
-    fi
-done
 
 # systemd reads a unit file when the unit is used for the first time. Only an upgrade needs a daemon-reload, which
 # takes longer than the rest of this script.
@@ -97,10 +113,13 @@ if [ ! -S "$socket" ]; then
     echo "podman does not listen on $socket: see journalctl _UID=$uid" >&2
     exit 1
 fi
-# The executable before this one stays on the device. Others go.
-for directory in "$lib"/versions/*; do
-    if [ "$directory" != "$new" ] && [ "$directory" != "$old" ]; then
-        rm -r "$directory"
-    fi
-done
+# Keep the previous executable, and delete all older ones. If the same executable was installed again, the previous one
+# is not known.
+if [ "$old" != "$new" ]; then
+    for directory in "$lib"/versions/*; do
+        if [ "$directory" != "$new" ] && [ "$directory" != "$old" ]; then
+            rm -r "$directory"
+        fi
+    done
+fi
 sync

@@ -12,9 +12,8 @@ home=/var/lib/iot-agent
 units=/usr/local/lib/iot-agent/user-units
 generators=/usr/local/lib/iot-agent/environment-generators
 
-# podman; newuidmap, which podman needs for an ordinary user; the bus of the user's systemd, without which podman sets no
-# limits; and the network of an ordinary user's containers. Ubuntu's cloud image has none of them, and an image without
-# recommended packages lacks the last two.
+# Podman needs newuidmap to run for an ordinary user, the D-Bus of the user's systemd to set limits, and a network
+# program. Ubuntu's cloud image has none of these packages. An image without recommended packages lacks the last two.
 install_packages() {
     export DEBIAN_FRONTEND=noninteractive
     # Soon after a boot, the distribution's own updater may hold apt's locks. apt-get can wait for dpkg's locks
@@ -30,7 +29,7 @@ install_packages() {
 if ! command -v podman || ! command -v newuidmap || [ ! -e /usr/lib/systemd/user/dbus.socket ]; then
     install_packages podman uidmap dbus-user-session
 fi
-# Podman 5 and newer use pasta for the network, podman 4 uses slirp4netns (podman-run(1), --network).
+# Podman 5 and newer use pasta for the network. Podman 4 uses slirp4netns (podman-run(1), --network).
 if ! command -v pasta && ! command -v slirp4netns; then
     install_packages passt slirp4netns
 fi

@@ -26,15 +26,18 @@ done
 if uid=$(id -u "$user" 2>/dev/null); then
     socket=/run/iot-agent/podman.sock
     if [ -S "$socket" ]; then
-        podman="podman --url unix://$socket"
-        for container in $($podman ps --all --quiet --filter label=io.iot-agent.device); do
-            $podman rm --force --time 10 "$container"
+        containers=$(podman --url "unix://$socket" ps --all --quiet --filter label=io.iot-agent.device)
+        for container in $containers; do
+            podman --url "unix://$socket" rm --force "$container"
         done
     fi
     loginctl disable-linger "$user"
     systemctl stop "user@$uid.service"
-    rm -rf "/etc/systemd/system/user@$uid.service.d/iot-agent.conf"
-    rmdir --ignore-fail-on-non-empty "/etc/systemd/system/user@$uid.service.d"
+    directory=/etc/systemd/system/user@$uid.service.d
+    rm -f "$directory/iot-agent.conf"
+    if [ -d "$directory" ]; then
+        rmdir --ignore-fail-on-non-empty "$directory"
+    fi
 fi
 rm -rf "$lib" /usr/local/bin/iot-agent /usr/local/bin/iot-agent.new /run/iot-agent \
     /etc/sysusers.d/iot-agent.conf /etc/tmpfiles.d/iot-agent.conf

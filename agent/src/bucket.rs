@@ -120,7 +120,7 @@ impl Desired {
 
     fn read_entry(&mut self, age: Age, stream: Stream, update: Update) {
         let Some(entry) = self.deployments.get_mut(&update.name) else {
-            // There is nothing that a deletion in a bucket of doubtful age could remove.
+            // A deletion of an unknown deployment removes nothing, so an uncertain one is ignored.
             if age == Age::Current || update.operation.runs() {
                 self.put(update);
             }
@@ -141,7 +141,7 @@ impl Desired {
             && let Some(entry) = self.deployments.get_mut(&update.name)
         {
             // Revisions of the earlier stream say nothing about this one.
-            entry.purge_above = stream.last_sequence * u64::from(stream.last_sequence > entry.revision);
+            entry.purge_above = if stream.last_sequence > entry.revision { stream.last_sequence } else { 0 };
         }
     }
 
@@ -153,7 +153,7 @@ impl Desired {
             self.put(update);
             return true;
         };
-        // The known revision is one of another time, to which the stream has not come back.
+        // The known revision belongs to an earlier history of the stream.
         let behind = matches!(entry.orphaned, Some(Orphaned::Older | Orphaned::Anew));
         if entry.is_of(&update) {
             return entry.orphaned.take().is_some() || raised;
@@ -192,7 +192,8 @@ impl DesiredEntry {
             // A deletion counts if it is newer than everything that the new stream had at its first reading.
             (self.revision, self.purge_above) = (stream.last_sequence, 0);
         }
-        // After a reading of doubtful age, the stream's next reading is a current one. The doubt remains.
+        // The first reading after a loss sets the reason. A later reading of the same stream must not replace it by
+        // `Missing`.
         if age != Age::Current || self.orphaned.is_none() {
             self.orphaned = Some(age.orphaned());
         }

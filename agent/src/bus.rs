@@ -3,7 +3,7 @@
 //! carried over. (Before async-nats gives a connection up, it tries each server once more in the background.)
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use agent_protocol::{STATUS_BUCKET, command_wildcard};
 use anyhow::{Context, Result, bail};
@@ -64,6 +64,8 @@ impl Bus {
         let (mut attempts, mut last_error) = (Attempts::default(), String::new());
         loop {
             self.progress.tick(Loop::Bus);
+            // The secret is read during the attempt. A later change must end the pause after a refusal.
+            let secret = self.config.credentials.modified();
             let connected = timeout(CONNECT_ALL_TIMEOUT, self.connect()).await;
             let connected = connected.unwrap_or_else(|_elapsed| {
                 bail!("connect to the bus: no server has answered within {CONNECT_ALL_TIMEOUT:?}")
@@ -95,19 +97,18 @@ impl Bus {
                 }
             };
             self.connection.send_replace(Connection { error: Some(error), ..Connection::default() });
-            self.pause(pause, is_refusal).await;
+            self.pause(pause, is_refusal.then_some(secret)).await;
         }
     }
 
-    /// Waits before the next attempt to connect. After a refused login, the pause ends when the file with the secret has
-    /// changed.
-    async fn pause(&self, pause: Duration, is_refusal: bool) {
+    /// Waits before the next attempt to connect. After a refused login, `refused` is the state of the file with the
+    /// secret before the login, and the pause ends when the file has changed.
+    async fn pause(&self, pause: Duration, refused: Option<Option<(SystemTime, u64)>>) {
         let end = Instant::now() + pause;
-        let before = self.config.credentials.modified();
         while Instant::now() < end {
             self.progress.tick(Loop::Bus);
             sleep_until(end.min(Instant::now() + SECRET_POLL)).await;
-            if is_refusal && self.config.credentials.modified() != before {
+            if refused.is_some_and(|before| self.config.credentials.modified() != before) {
                 return;
             }
         }

@@ -52,7 +52,7 @@ pub struct NatsConfig {
     pub(crate) ca_file: Option<PathBuf>,
     /// PEM file of the device's certificate, for mutual TLS.
     pub(crate) certificate_file: Option<PathBuf>,
-    /// PEM file of the certificate's private key. Only its owner can read it.
+    /// PEM file of the certificate's private key. Others cannot read it ([`check_mode`]).
     pub(crate) key_file: Option<PathBuf>,
 }
 
@@ -82,7 +82,7 @@ impl NatsConfig {
             let parsed = url.parse::<async_nats::ServerAddr>();
             ensure!(
                 parsed.is_ok_and(|address| !address.host().is_empty()),
-                "[nats] urls contains {shown:?}, which is not nats://HOST:PORT"
+                "[nats] urls contains {shown:?}, which names no host: write nats://HOST:PORT or tls://HOST:PORT"
             );
             ensure!(
                 !url.contains('@'),
@@ -217,6 +217,11 @@ impl Config {
             (1..=86_400).contains(resync_seconds),
             "[agent] resync_seconds = {resync_seconds} is outside 1 to 86400"
         );
+        let silence = config.podman.pull_silence_seconds;
+        ensure!(
+            (1..=86_400).contains(&silence),
+            "[podman] pull_silence_seconds = {silence} is outside 1 to 86400"
+        );
         config.nats.check_urls()?;
         Ok(config)
     }
@@ -287,7 +292,7 @@ mod tests {
             ),
             (GOOD.replace("password", "pasword"), "pasword"),
             (GOOD.replace("urls = [", "urls = [] # ["), "urls is empty"),
-            (GOOD.replace("tls://bus.example:4222", "tls://"), "is not nats://HOST:PORT"),
+            (GOOD.replace("tls://bus.example:4222", "tls://"), "names no host"),
             (GOOD.replace("tls://10", "tls://a:b@10"), "move the login into [credentials]"),
             (GOOD.replace("tls://10", "tls://:b@10"), "move the login into [credentials]"),
             (GOOD.replace("tls://10", "wss://10"), "neither nats://HOST:PORT nor tls://HOST:PORT"),
@@ -296,6 +301,7 @@ mod tests {
             (GOOD.replace("[nats]", "[nats]\nkey_file = \"x\""), "give both or neither"),
             (GOOD.replace("[nats]", "[mqtt]\n[nats]"), "mqtt"),
             (GOOD.replace("[credentials]", "heartbeat_seconds = 0\n[credentials]"), "outside 1 to 3600"),
+            (format!("{GOOD}\n[podman]\npull_silence_seconds = 0"), "pull_silence_seconds = 0 is outside"),
             (GOOD.replace("[credentials]", "resync_seconds = 0\n[credentials]"), "outside 1 to 86400"),
         ];
         for (text, expected) in table {

@@ -1,4 +1,4 @@
-//! The logins to the bus, by `[credentials] type`. Secret files must be readable by their owner alone. They
+//! The logins to the bus, by `[credentials] type`. Others must not be able to read secret files ([`check_mode`]). They
 //! are read again at each connection, so that they can be changed while the agent runs.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -75,7 +75,7 @@ impl Credentials {
         Some((file.modified().ok()?, file.ino()))
     }
 
-    /// Checks that the secret can be used and that only its owner can read it.
+    /// Checks that the secret can be used and that others cannot read it ([`check_mode`]).
     ///
     /// # Errors
     /// Returns an error that names the file and never shows its content.
@@ -136,8 +136,11 @@ pub(crate) fn check_mode(path: &Path) -> Result<()> {
     let of_group = metadata.uid() == 0 && metadata.gid() == own_group && own_group != 0 && mode & 0o030 == 0;
     ensure!(
         mode & 0o077 == 0 || (from_systemd || of_group) && mode & 0o007 == 0,
-        "{} contains a secret but has mode {mode:04o}, so others can read it: run chmod 0600 on it",
-        path.display()
+        "{} contains a secret, and others can read it: its owner is {}, its group {}, its mode {mode:04o}. Give it mode \
+         0600, or give it to root with the agent's group and mode 0640",
+        path.display(),
+        metadata.uid(),
+        metadata.gid()
     );
     Ok(())
 }

@@ -88,7 +88,7 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
 /// The user of the service (`dist/iot-agent.sysusers`).
 const SERVICE_USER: &str = "iot-agent";
 
-/// Returns whether the user of the service exists, which id(1) knows.
+/// Returns whether id(1) finds the user of the service.
 fn service_user_exists() -> anyhow::Result<bool> {
     let id = process::Command::new("id").args(["-u", SERVICE_USER]).output().context("run id")?;
     Ok(id.status.success())

@@ -12,8 +12,8 @@ const KV_OPERATION: &str = "KV-Operation";
 ///
 /// nats-server 2.11 and later write a marker when they remove the last entry of a key themselves (NATS ADR-48).
 /// The marker has no body, and a header with the reason. ADR-48 asks clients to treat `MaxAge` like a purge. A purge
-/// in this sense removes a key with its history. The agent keeps the volumes in this case, since the time limit of a
-/// key or a bucket is no order to delete data.
+/// in this sense removes a key with its history. The agent keeps the volumes in this case, because an
+/// expired entry does not ask for the deletion of data.
 pub(crate) fn operation(headers: Option<&HeaderMap>, payload: &[u8]) -> Option<Operation> {
     let header = |name| headers.and_then(|headers| headers.get(name)).map(|value| value.as_str());
     match (header(KV_OPERATION), header(NATS_MARKER_REASON.as_ref())) {

@@ -36,14 +36,15 @@ fn is_refusal(error: &anyhow::Error) -> bool {
     matches!(kind, Some(ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication))
 }
 
-/// Returns half a second for the first attempt, then doubled up to [`MAX_PAUSE`], minus up to half at random. The random
-/// part keeps a fleet from reconnecting all at once after a restart of the broker.
+/// Returns the pause: half a second after the first attempt, doubled for each further one up to [`MAX_PAUSE`], minus a
+/// random part of up to a half. The random part keeps a fleet from reconnecting all at once after a restart of the broker.
 fn pause(attempts: u32) -> Duration {
     let full = Duration::from_millis(250 << attempts.min(6)).min(MAX_PAUSE);
     full - jitter(full / 2)
 }
 
-/// Returns a second for the first refusal, then doubled up to [`MAX_REFUSAL_PAUSE`], minus up to a quarter at random.
+/// Returns the pause: a second after the first refusal, doubled for each further one up to [`MAX_REFUSAL_PAUSE`], minus a
+/// random part of up to a quarter.
 fn refusal_pause(refusals: u32) -> Duration {
     let full = Duration::from_secs(1 << (refusals - 1).min(12)).min(MAX_REFUSAL_PAUSE);
     full - jitter(full / 4)

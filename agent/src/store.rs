@@ -33,13 +33,21 @@ impl Store {
 
     /// Reads the state. A file that is truncated, corrupt, of another format or unreadable is renamed to
     /// `state.corrupt`, and replaces an earlier file of that name. If the renaming fails, the file stays
-    /// until the next [`Store::save`] replaces it. The state before the last one is then returned, if it is usable.
+    /// until the next [`Store::save`] replaces it. The previous state (`state.old`) is then returned, if it is usable.
     ///
     /// Also returns the reason why the file is not usable, and its new path.
     pub fn load(&self) -> (Option<Desired>, Option<String>) {
         let path = self.path();
         let reason = match self.read(&path) {
-            Ok(found) => return (found, None),
+            Ok(Some(found)) => return (Some(found), None),
+            Ok(None) => {
+                // The agent may have been restarted after it renamed a corrupt file.
+                let earlier = self.read(&self.earlier()).ok().flatten();
+                let problem = earlier.is_some().then(|| {
+                    format!("the state file {} is missing; the previous state is used", path.display())
+                });
+                return (earlier, problem);
+            }
             Err(reason) => reason,
         };
         let aside = self.directory.join("state.corrupt");
@@ -49,7 +57,7 @@ impl Store {
         };
         let earlier = self.read(&self.earlier()).ok().flatten();
         let next =
-            if earlier.is_some() { "the state before it is used" } else { "there is no state before it" };
+            if earlier.is_some() { "the previous state is used" } else { "there is no previous state" };
         (
             earlier,
             Some(format!("the state file {} is not usable ({reason}) and {place}; {next}", path.display())),
@@ -64,7 +72,7 @@ impl Store {
         }
     }
 
-    /// Returns the path of the state before the last one.
+    /// Returns the path of the previous state.
     fn earlier(&self) -> PathBuf {
         self.directory.join("state.old")
     }
@@ -89,8 +97,8 @@ impl Store {
         rustix::fs::syncfs(directory).with_context(|| format!("sync {path}"))
     }
 
-    /// Returns the space that is free for this user on the state's file system, in MiB. Podman's storage of the service's
-    /// user is on the same file system.
+    /// Returns the space that is free for this user on the state's file system, in MiB. Podman's storage is on
+    /// the same file system if `state_directory` has its default.
     pub(crate) fn free_mib(&self) -> Result<u64> {
         let path = self.directory.display();
         let space =
@@ -173,18 +181,18 @@ mod tests {
     }
 
     #[test]
-    fn the_state_before_a_corrupt_one_is_used() {
+    fn the_previous_state_replaces_a_corrupt_one() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::new(directory.path(), "pi-7");
         store.save(&small()).unwrap();
         store.save(&Desired::default()).unwrap();
         fs::write(store.path(), "torn").unwrap();
-        for _ in 0..2 {
+        // The agent may be restarted before it saves a state.
+        for words in ["is not usable", "is missing"] {
             let (found, problem) = store.load();
             assert_eq!(found, Some(small()));
-            assert!(problem.unwrap().ends_with("the state before it is used"));
-            // The agent may be restarted before it saves a state.
-            fs::write(store.path(), "torn").unwrap();
+            let problem = problem.unwrap();
+            assert!(problem.contains(words) && problem.ends_with("the previous state is used"), "{problem}");
         }
         store.save(&Desired::default()).unwrap();
         assert_eq!(store.load(), (Some(Desired::default()), None));

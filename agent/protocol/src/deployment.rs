@@ -17,7 +17,8 @@ use super::{form, is_name};
 pub const VERSION: u64 = 1;
 /// The kinds of deployments that the agent can run.
 pub const KINDS: [&str; 1] = ["podman-container"];
-/// Upper bound for [`ContainerSpec::stop_seconds`]. The agent's watchdog allows no longer wait for podman.
+/// Upper bound for [`ContainerSpec::stop_seconds`], in seconds. A stop (this value and 30 s) and a
+/// start (120 s) must fit into the 300 s of the agent's watchdog.
 pub const MAX_STOP_SECONDS: u32 = 120;
 /// Upper bound for [`ContainerSpec::probation_seconds`].
 pub const MAX_PROBATION_SECONDS: u32 = 3600;

@@ -110,7 +110,7 @@ pub enum Phase {
     Running,
     /// The container has ended as its restart policy allows.
     Completed,
-    /// A power cut has ended the container, or has prevented its start. Its restart policy is `never`, so it is
+    /// The device rebooted or lost its power before the container had ended. Its restart policy is `never`, so it is
     /// not started again. Whether it has done its work is unknown.
     Lost,
     /// An attempt failed (see `last_error`); the agent tries again after a pause.
@@ -145,8 +145,8 @@ pub struct ObservedContainer {
     pub state: String,
     /// The exit code, if the container has ended.
     pub exit_code: Option<i32>,
-    /// The id of the container's image: the SHA-256 of its configuration (OCI image specification, image ID). An image
-    /// that a tag names can change; its id cannot.
+    /// The id of the container's image: the SHA-256 of its configuration (OCI image specification, image ID). A tag can be
+    /// moved to another image. The id names one image only.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub image: String,
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::task::spawn_blocking;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::records::Records;
 use crate::config::{PodmanConfig, archive_name};
@@ -133,7 +133,6 @@ impl Source {
             if !self.podman.remove_unused_image(&reference).await? {
                 continue;
             }
-            info!("deleted the image {reference}, which no deployment names");
             let (records, name) = (self.records.clone(), reference.clone());
             spawn_blocking(move || records.forget(&name))
                 .await?

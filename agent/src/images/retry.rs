@@ -1,10 +1,11 @@
 //! The pauses between the downloads of an image that has failed. They depend on the reason, because a registry answers a
 //! wrong name in the same way for a long time, and counts the requests of a fleet.
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use crate::reconnect::jitter;
 
 /// The first and the longest pause after a failure of the network or of the device.
 const OF_NETWORK: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(600)];
@@ -40,7 +41,7 @@ impl Failure {
     /// Records a failure after an earlier one of the same image, if there was one.
     pub(super) fn after(earlier: Option<&Self>, error: String) -> Self {
         let count = earlier.map_or(0, |earlier| earlier.count) + 1;
-        let pause = jittered(pause(&error, count), RandomState::new().hash_one(&error));
+        let pause = jittered(pause(&error, count));
         Self { count, error, until: Instant::now() + pause }
     }
 }
@@ -58,12 +59,14 @@ fn pause(error: &str, count: u32) -> Duration {
 }
 
 /// Returns a pause between 75 % and 125 %, so that the devices of a fleet do not ask at the same time.
-fn jittered(pause: Duration, random: u64) -> Duration {
-    pause.mul_f64(0.75 + (random % 1024) as f64 / 2048.0)
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(0.75) + jitter(pause / 2)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -79,8 +82,10 @@ mod tests {
 
     #[test]
     fn devices_ask_at_different_times() {
-        let minute = Duration::from_secs(60);
-        let pauses = [0, 512, 1023].map(|random| jittered(minute, random).as_secs());
-        assert_eq!(pauses, [45, 60, 74]);
+        let pauses: BTreeSet<_> = (0..20).map(|_| jittered(Duration::from_secs(60))).collect();
+        assert!(
+            pauses.len() > 1 && pauses.iter().all(|pause| (45..=75).contains(&pause.as_secs())),
+            "{pauses:?}"
+        );
     }
 }

@@ -30,7 +30,7 @@ struct ProgressDetail {
 }
 
 impl Podman {
-    /// Pulls an image. There is no limit for the whole time, because a large image needs long on a slow line. Calls
+    /// Pulls an image. There is no limit for the whole time, because a large image takes long on a slow line. Calls
     /// `on_progress` with the number of bytes that have been downloaded so far; an error of it ends the download.
     ///
     /// # Errors

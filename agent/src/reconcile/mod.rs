@@ -312,8 +312,9 @@ impl Reconciler {
             match self.take_step(deployment, &step).await {
                 Ok(Some(phase)) => return phase,
                 Ok(None) => {}
-                Err(error) if self.costs_the_place(deployment, &error) => {
-                    self.state().roll_back(deployment, &format!("{error:#}"));
+                Err(error) if self.must_roll_back(deployment, &error) => {
+                    let error = format!("{error:#}");
+                    self.state().roll_back(deployment, &error, Some(&error));
                     self.save().await;
                 }
                 Err(error) => {
@@ -340,9 +341,9 @@ impl Reconciler {
         Phase::Pending
     }
 
-    /// Returns whether an error gives the place back to the previous container. This is so if that container
+    /// Returns whether an error rolls the deployment back to the previous container. This is so if that container
     /// has been stopped, and the new document has failed for good.
-    fn costs_the_place(&self, deployment: &ManagedDeployment, error: &anyhow::Error) -> bool {
+    fn must_roll_back(&self, deployment: &ManagedDeployment, error: &anyhow::Error) -> bool {
         let state = &mut *self.state();
         let entry = state.desired.deployments.get(&deployment.name);
         let previous = entry.and_then(|entry| entry.previous.as_ref());

@@ -134,10 +134,16 @@ impl State {
         self.events.push(&format!("{}: {error:#}", deployment.name));
     }
 
-    /// Gives the place of a document that has failed back to the previous one.
-    pub(super) fn roll_back(&mut self, deployment: &mut ManagedDeployment, reason: &str) {
+    /// Rolls a deployment back to its previous document. The document that has failed is tried again later if podman's
+    /// error may pass.
+    pub(super) fn roll_back(
+        &mut self,
+        deployment: &mut ManagedDeployment,
+        reason: &str,
+        error: Option<&str>,
+    ) {
         let name = deployment.name.clone();
-        let may_pass = PASSING.iter().any(|words| reason.contains(words));
+        let may_pass = error.is_some_and(|error| PASSING.iter().any(|words| error.contains(words)));
         self.unsaved |= self.desired.roll_back(&name, &shortened(reason), may_pass);
         let failed = deployment.target_revision;
         self.refresh(deployment);
@@ -225,7 +231,7 @@ mod tests {
                 state.desired.started("a", &digest, "c", "b");
             }
             let mut deployment = ManagedDeployment::new("a", &state.desired.deployments["a"]);
-            state.roll_back(&mut deployment, reason);
+            state.roll_back(&mut deployment, reason, Some(reason));
             assert_eq!((deployment.revision, deployment.target_revision), (2, 1));
             assert_eq!(state.due.is_some(), again, "{reason}");
             state.begin(&mut deployment);

@@ -47,7 +47,7 @@ impl Reconciler {
                     Ok([]) => {}
                     Err(error) => tracing::debug!("{error:#}"),
                 }
-                self.state().roll_back(deployment, &reason);
+                self.state().roll_back(deployment, &reason, None);
             }
             Step::Start { id, ended } => {
                 if let Some(code) = ended {

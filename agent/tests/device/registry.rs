@@ -34,7 +34,7 @@ pub(crate) struct Line {
 impl Registry {
     pub(crate) fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        // A port of which the kernel gives no other process a copy while the listener is open. The server binds it later.
+        // The port is free now. Another process could bind it before the registry does, which then ends.
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let config = directory.path().join("config.yml");
         let text = format!(
