@@ -4,7 +4,7 @@
 //! only an explicit Delete or Purge removes something:
 //!
 //! - A Put is applied, even if its revision is lower than the known one.
-//! - A Delete or a Purge is applied if its revision is above the known one. A stream that was made anew counts
+//! - A Delete or a Purge is applied if its revision is above the known one. A stream that was recreated counts
 //!   from 1 again. On such a stream, the bound is the last sequence number at its first reading.
 //! - A deployment that a reading does not name goes on as an orphan ([`Orphaned`]).
 //! - A Purge deletes volumes only if its revision is above all revisions of the deployment that the agent has
@@ -34,8 +34,8 @@ pub(crate) enum Orphaned {
     Missing,
     /// The stream has gone back to a time before the known entry.
     Older,
-    /// The stream was made anew, perhaps from a backup.
-    Anew,
+    /// The stream was recreated, perhaps from a backup.
+    Recreated,
 }
 
 impl Orphaned {
@@ -45,8 +45,8 @@ impl Orphaned {
             Self::Missing => {
                 "the bucket has lost its entry; the deployment goes on until it is put, deleted or purged".into()
             }
-            Self::Anew => {
-                "the bucket was made anew or restored without it; the deployment goes on until it is put, deleted or \
+            Self::Recreated => {
+                "the bucket was recreated or restored without it; the deployment goes on until it is put, deleted or \
                  purged"
                     .into()
             }
@@ -63,7 +63,7 @@ impl Orphaned {
 enum Age {
     Current,
     Older,
-    Anew,
+    Recreated,
 }
 
 impl Age {
@@ -71,7 +71,7 @@ impl Age {
         match self {
             Self::Current => Orphaned::Missing,
             Self::Older => Orphaned::Older,
-            Self::Anew => Orphaned::Anew,
+            Self::Recreated => Orphaned::Recreated,
         }
     }
 }
@@ -92,7 +92,7 @@ impl Desired {
     /// Applies a reading of the whole bucket.
     fn read(&mut self, stream: Stream, updates: Vec<Update>) {
         let age = match self.stream {
-            Some(created) if created != stream.created => Age::Anew,
+            Some(created) if created != stream.created => Age::Recreated,
             // A state file of an earlier version does not name the stream.
             _ if stream.last_sequence < self.revision => Age::Older,
             _ => Age::Current,
@@ -126,7 +126,7 @@ impl Desired {
             }
             return;
         };
-        let newer = age != Age::Anew && update.revision > entry.revision;
+        let newer = age != Age::Recreated && update.revision > entry.revision;
         if entry.is_of(&update) {
             entry.orphaned = None;
         } else if newer || update.operation.runs() {
@@ -137,7 +137,7 @@ impl Desired {
             entry.orphan(doubt, stream);
             return;
         }
-        if age == Age::Anew
+        if age == Age::Recreated
             && let Some(entry) = self.deployments.get_mut(&update.name)
         {
             // Revisions of the earlier stream say nothing about this one.
@@ -154,7 +154,7 @@ impl Desired {
             return true;
         };
         // The known revision belongs to an earlier history of the stream.
-        let behind = matches!(entry.orphaned, Some(Orphaned::Older | Orphaned::Anew));
+        let behind = matches!(entry.orphaned, Some(Orphaned::Older | Orphaned::Recreated));
         if entry.is_of(&update) {
             return entry.orphaned.take().is_some() || raised;
         }
@@ -188,7 +188,7 @@ impl DesiredEntry {
 
     /// Records that a reading does not name the deployment, or names only a deletion that is not believed.
     fn orphan(&mut self, age: Age, stream: Stream) {
-        if age == Age::Anew {
+        if age == Age::Recreated {
             // A deletion counts if it is newer than everything that the new stream had at its first reading.
             (self.revision, self.purge_above) = (stream.last_sequence, 0);
         }
@@ -321,7 +321,7 @@ mod tests {
             let stranger = update("stranger", 4, Operation::Purge);
             assert!(desired.take(reading(CREATED + 1, 200, [marker.clone(), put("kept", 3), stranger])));
             assert_eq!((desired.revision, desired.stream), (4, Some(CREATED + 1)));
-            assert_eq!(state_of(&desired, "web"), (200, document(), Some(Orphaned::Anew)));
+            assert_eq!(state_of(&desired, "web"), (200, document(), Some(Orphaned::Recreated)));
             assert_eq!(state_of(&desired, "kept"), (3, document(), None));
             assert!(!desired.deployments.contains_key("stranger"));
             let stored = serde_json::to_vec(&desired).unwrap();

@@ -98,7 +98,7 @@ pub(crate) struct Applied {
     /// True until the container has passed its probation.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) unproven: bool,
-    /// True if the agent has stopped the container for its successor. If the container gets its place back, it
+    /// True if the agent has stopped the container for its successor. If the deployment is rolled back to this container, it
     /// is started again, whatever its restart policy says.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) stopped: bool,

@@ -103,9 +103,9 @@ async fn open(client: &Client, prefix: &str) -> Result<(Stream, Consumer<push::O
         })
         .await
         .context("create the consumer")?;
-    // The stream could have been made anew before the consumer was created.
+    // The stream could have been recreated before the consumer was created.
     let current = identify(stream.info().await.with_context(opening)?);
-    ensure!(current.created == known.created, "the bucket {DESIRED_BUCKET} is being made anew");
+    ensure!(current.created == known.created, "the bucket {DESIRED_BUCKET} is being recreated");
     Ok((known, consumer))
 }
 

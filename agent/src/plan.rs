@@ -33,7 +33,7 @@ pub(crate) enum Step {
     Retire(String),
     /// Forget the previous document, which never worked.
     DropPrevious,
-    /// Give the place back to the previous container, since the new one has failed.
+    /// Roll back to the previous container, since the new one has failed.
     RollBack {
         id: String,
         exit_code: i32,

@@ -40,7 +40,7 @@ pub(crate) struct Previous {
 }
 
 impl Previous {
-    /// Returns whether the container may be given its place back: it had passed its probation, or it ran until
+    /// Returns whether the deployment can be rolled back to this container: it had passed its probation, or it ran until
     /// the agent stopped it for its successor.
     pub(crate) fn is_proven(&self) -> bool {
         !self.applied.unproven || self.applied.stopped
@@ -54,7 +54,7 @@ impl Previous {
     }
 }
 
-/// The failure of a document whose predecessor has its place back.
+/// The failure of a document that was rolled back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RolledBack {
@@ -134,7 +134,7 @@ impl DesiredEntry {
         }
     }
 
-    /// Returns the failure of the desired document, if the previous one has its place back.
+    /// Returns the failure of the desired document, if it was rolled back.
     pub(crate) fn failure(&self) -> Option<&RolledBack> {
         self.rolled_back.as_ref().filter(|_| self.accepted.is_some())
     }

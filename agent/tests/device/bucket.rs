@@ -1,4 +1,4 @@
-//! Tests of a bucket that is emptied, lost, made anew, restored from a backup, or written in another way than
+//! Tests of a bucket that is emptied, lost, recreated, restored from a backup, or written in another way than
 //! agents expect. Only an explicit deletion removes a deployment.
 
 use agent_protocol::deployment::{ContainerSpec, Volume};
@@ -77,7 +77,7 @@ async fn an_emptied_lost_or_new_bucket_stops_nothing() {
     device.make_bucket().await;
     device.fleet.purge("web").await;
     device.up();
-    device.orphaned("web", "was made anew", &container).await;
+    device.orphaned("web", "was recreated", &container).await;
     assert!(device.volumes().contains("iot-emptied.web.data"));
     device.fleet.purge("web").await;
     device.fleet.status("purged", |status| status.deployment("web").is_none()).await;
