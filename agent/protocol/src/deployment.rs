@@ -279,7 +279,10 @@ impl ContainerSpec {
         let image = &self.image;
         let plain = image.len() <= 512 && image.chars().all(|c| c.is_ascii_graphic());
         let (registry, rest) = image.split_once('/').unwrap_or_default();
-        let named = registry == "localhost" || registry.contains(['.', ':']);
+        // An address or a login in place of a registry would be shown in the errors about the image.
+        let is_host = registry.chars().all(|c| c.is_ascii_alphanumeric() || "-._:[]".contains(c));
+        let named =
+            registry == "localhost" || registry.contains(['.', ':']) && is_host && !rest.starts_with('/');
         let last = rest.rsplit('/').next().unwrap_or_default();
         let fixed = rest.contains('@') || last.split_once(':').is_some_and(|(_, tag)| !tag.is_empty());
         if plain && named && fixed {
@@ -355,6 +358,8 @@ pub(crate) mod tests {
             ("localhost/web:3", "web", "must name its registry"),
             ("localhost/web:3", "localhost/web", "must name its registry"),
             ("localhost/web:3", "docker.io/web:", "must name its registry"),
+            ("localhost/web:3", "me:s3cret@docker.io/web:3", "must name its registry"),
+            ("localhost/web:3", "https://me:s3cret@docker.io/web:3", "must name its registry"),
             ("\"A\":", "\"A=\":", "spec.env[0]: a name"),
             ("\"host\":8080", "\"host\":0", "0 is not a valid port"),
             ("\"host\":8080", "\"host\":80800", "spec.ports[0].host: expected a whole number"),
