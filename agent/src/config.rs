@@ -239,7 +239,12 @@ fn without_login(url: &str) -> String {
 /// which may contain the password.
 fn without_content(error: &toml::de::Error, text: &str) -> anyhow::Error {
     let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
-    anyhow!("near line {line}: {}", error.message())
+    // The message of a wrong type begins with the value, which may be the password.
+    let message = error.message();
+    let is_of_type = ["invalid type: ", "invalid value: "].iter().any(|words| message.starts_with(words));
+    let expected = message.rsplit_once(", expected ").filter(|_| is_of_type);
+    let shown = expected.map_or_else(|| message.to_owned(), |(_, expected)| format!("expected {expected}"));
+    anyhow!("near line {line}: {shown}")
 }
 
 #[cfg(test)]
@@ -269,6 +274,8 @@ mod tests {
     #[test]
     fn the_password_is_never_printed() {
         assert!(!format!("{:?}", Config::parse(GOOD).unwrap()).contains("s3cret"));
+        let pin = format!("{:#}", Config::parse(&GOOD.replace("\"s3cret\"", "7654321")).unwrap_err());
+        assert!(!pin.contains("7654321") && pin.contains("expected a string"), "{pin}");
         for torn in [GOOD.replace("\"s3cret\"", "\"s3cret\"\""), GOOD.replace("\"s3cret\"", "s3cret")] {
             let error = format!("{:#}", Config::parse(&torn).unwrap_err());
             assert!(!error.contains("s3cret") && error.contains("near line"), "{error}");
