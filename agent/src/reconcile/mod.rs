@@ -27,7 +27,7 @@ use crate::device_state::{self, DeviceState, short_id};
 use crate::host::DeviceIdentity;
 use crate::images::Images;
 use crate::managed::ManagedDeployment;
-use crate::plan;
+use crate::plan::{self, Step};
 use crate::podman::{ListedContainer, Podman, is_refusal};
 use crate::progress::{Loop, Progress};
 use crate::store::Store;
@@ -312,7 +312,7 @@ impl Reconciler {
             match self.take_step(deployment, &step).await {
                 Ok(Some(phase)) => return phase,
                 Ok(None) => {}
-                Err(error) if self.must_roll_back(deployment, &error) => {
+                Err(error) if self.must_roll_back(deployment, &step, &error) => {
                     let error = format!("{error:#}");
                     self.state().roll_back(deployment, &error, Some(&error));
                     self.save().await;
@@ -342,14 +342,15 @@ impl Reconciler {
     }
 
     /// Returns whether an error rolls the deployment back to the previous container. This is so if that container
-    /// has been stopped, and the new document has failed for good.
-    fn must_roll_back(&self, deployment: &ManagedDeployment, error: &anyhow::Error) -> bool {
+    /// does not run any more, and the new document has failed for good. At the start of the new one, nothing
+    /// else runs, even if the agent has not stopped the previous one itself.
+    fn must_roll_back(&self, deployment: &ManagedDeployment, step: &Step, error: &anyhow::Error) -> bool {
         let state = &mut *self.state();
         let entry = state.desired.deployments.get(&deployment.name);
         let previous = entry.and_then(|entry| entry.previous.as_ref());
         let was_stopped = previous.is_some_and(|previous| previous.applied.stopped);
         deployment.previous.is_some()
-            && was_stopped
+            && (was_stopped || matches!(step, Step::Start { .. }))
             && state.backoff(deployment).has_failed_for_good(is_refusal(error))
     }
 

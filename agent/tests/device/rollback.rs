@@ -126,3 +126,24 @@ async fn the_way_back_survives_kills_of_the_agent() {
         assert_eq!(device.pod.containers().len(), 1);
     }
 }
+
+/// At a boot, podman may be slower than the bus: the first container does not run when a document arrives that cannot be
+/// started.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_did_not_run_is_rolled_back_to() {
+    let mut device = Device::start("asleep").await;
+    let good = device.fleet.put("web", &generation(1)).await;
+    device.fleet.line("web", good, Phase::Running).await;
+    let before = device.pod.running("web");
+    device.kill();
+    device.pod.meddle(&["stop", "--time", "0", &before[0]]);
+    device.pod.hang(true);
+    let file = Volume { name: "data".into(), mount: "/program".into(), read_only: false };
+    let stuck = device.fleet.put("web", &document(ContainerSpec { volumes: vec![file], ..spec(&[]) })).await;
+    device.up();
+    device.fleet.status("the document", |status| status.desired_revision >= stuck).await;
+    device.pod.hang(false);
+    let line = device.fleet.line("web", stuck, Phase::RolledBack).await;
+    assert!(line.last_error.as_ref().unwrap().contains("start the container"), "{line:?}");
+    wait_until("the first container runs again", || device.pod.running("web") == before).await;
+}
