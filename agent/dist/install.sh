@@ -85,9 +85,10 @@ for archive in "$here"/*.tar; do
         rename "$images/${archive##*/}"
     fi
 done
-for file in "$staged"/secrets/*; do
+# The device's own secrets were copied for the check alone. They may be links, or may have been replaced meanwhile.
+for file in "$here"/secrets/*; do
     if [ -e "$file" ]; then
-        mv -f "$file" "$etc/secrets/"
+        mv -f "$staged/secrets/${file##*/}" "$etc/secrets/"
     fi
 done
 rename "$lib/readahead.sh"
