@@ -1,8 +1,9 @@
-//! Containers that this agent did not make, such as those of another agent or of an earlier device id. The agent leaves
-//! them alone, since their data may still be needed, and reports them, since they may hold ports that a deployment needs.
+//! Containers of no known deployment, such as those of another agent or of an earlier device id, or those of this agent
+//! after it has lost its state and the bucket does not name them either. The agent leaves them alone, since they may
+//! still be needed, and reports them, since they may hold ports that a deployment needs.
 
 use crate::device_state::Events;
-use crate::plan::DEVICE_LABEL;
+use crate::plan::{DEPLOYMENT_LABEL, DEVICE_LABEL};
 use crate::podman::ListedContainer;
 
 /// The number of names in an event.
@@ -15,9 +16,16 @@ pub(super) struct Foreign {
 
 impl Foreign {
     /// Takes the containers of others out of the listing. Records an event if they are not the known ones.
-    pub(super) fn take(&mut self, listed: &mut Vec<ListedContainer>, device_id: &str, events: &mut Events) {
+    pub(super) fn take(
+        &mut self,
+        listed: &mut Vec<ListedContainer>,
+        device_id: &str,
+        is_known: impl Fn(&str) -> bool,
+        events: &mut Events,
+    ) {
         let is_foreign = |container: &mut ListedContainer| {
-            container.labels.get(DEVICE_LABEL).map(String::as_str) != Some(device_id)
+            let label = |name| container.labels.get(name).map_or("", String::as_str);
+            label(DEVICE_LABEL) != device_id || !is_known(label(DEPLOYMENT_LABEL))
         };
         let known = self.described();
         self.containers = listed.extract_if(.., is_foreign).collect();
@@ -87,24 +95,26 @@ mod tests {
         for _ in 0..2 {
             let mut all =
                 vec![listed("mine", Some("pi-7")), listed("web", None), listed("old", Some("pi-6"))];
-            foreign.take(&mut all, "pi-7", &mut events);
+            foreign.take(&mut all, "pi-7", |_| true, &mut events);
             assert_eq!(all, [listed("mine", Some("pi-7"))]);
             let events = events.list();
             assert_eq!(events.len(), 1);
             assert_eq!(events[0].what, "leaving 2 containers of others alone: old (device pi-6), web");
             assert_eq!(foreign.count(), 2);
         }
-        foreign.take(&mut Vec::new(), "pi-7", &mut events);
+        foreign.take(&mut Vec::new(), "pi-7", |_| true, &mut events);
         assert_eq!((events.list().len(), foreign.count()), (1, 0));
+        foreign.take(&mut vec![listed("mine", Some("pi-7"))], "pi-7", |_| false, &mut events);
+        assert!(events.list()[1].what.ends_with("mine (device pi-7)"), "{:?}", events.list());
         let mut many: Vec<_> = (0..7).map(|number| listed(&format!("c{number}"), None)).collect();
-        foreign.take(&mut many, "pi-7", &mut events);
-        assert!(events.list()[1].what.ends_with("c3, c4 and 2 more"), "{:?}", events.list());
+        foreign.take(&mut many, "pi-7", |_| true, &mut events);
+        assert!(events.list()[2].what.ends_with("c3, c4 and 2 more"), "{:?}", events.list());
     }
 
     #[test]
     fn the_container_that_holds_a_port_is_named_with_the_remedy() {
         let (mut foreign, mut events) = (Foreign::default(), Events::default());
-        foreign.take(&mut vec![listed("iot-old.web", Some("old"))], "pi-7", &mut events);
+        foreign.take(&mut vec![listed("iot-old.web", Some("old"))], "pi-7", |_| true, &mut events);
         let remedy = foreign.holder(8081).unwrap();
         assert!(remedy.starts_with("iot-old.web (device old), "), "{remedy}");
         assert!(remedy.ends_with("podman rm --force iot-old.web"), "{remedy}");

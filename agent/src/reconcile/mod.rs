@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::config::Config;
 use crate::desired::Change;
-use crate::device_state::{self, DeviceState, short_id};
+use crate::device_state::{self, DeviceState};
 use crate::host::DeviceIdentity;
 use crate::images::Images;
 use crate::managed::ManagedDeployment;
@@ -49,12 +49,6 @@ const PARALLEL_DEPLOYMENTS: std::ops::RangeInclusive<usize> = 2..=4;
 /// Removals start this much earlier than the other deployments, which may need the ports that the removals
 /// free.
 const REMOVAL_HEAD_START: Duration = Duration::from_secs(2);
-
-enum Job {
-    Deployment(Box<ManagedDeployment>),
-    /// A container with this device's label and without a deployment.
-    Orphan(ListedContainer),
-}
 
 pub(crate) struct Reconciler {
     device: DeviceIdentity,
@@ -207,8 +201,9 @@ impl Reconciler {
             device_state::add_missing_lines(lines, desired);
         })?;
         {
-            let State { foreign, events, .. } = &mut *self.state();
-            foreign.take(&mut listed, &self.device.device_id, events);
+            let State { foreign, events, desired, known, .. } = &mut *self.state();
+            let is_known = |name: &str| !*known || desired.deployments.contains_key(name);
+            foreign.take(&mut listed, &self.device.device_id, is_known, events);
         }
         let mut owned: BTreeMap<String, Vec<ListedContainer>> = BTreeMap::new();
         for container in listed {
@@ -223,26 +218,24 @@ impl Reconciler {
         let [to_remove, to_run] = deployments.map(|deployments| {
             let with_containers = |mut deployment: ManagedDeployment| {
                 deployment.containers = owned.remove(&deployment.name).unwrap_or_default();
-                Job::Deployment(deployment.into())
+                deployment
             };
             deployments.into_iter().map(with_containers).collect::<Vec<_>>()
         });
-        let orphans = owned.into_values().flatten().filter(|_| known).map(Job::Orphan);
         let begun = Instant::now();
-        let mut removing = pin!(self.work_on(to_remove.into_iter().chain(orphans), begun));
+        let mut removing = pin!(self.work_on(to_remove, begun));
         let running = self.work_on(to_run, begun);
-        let outcome = match timeout(REMOVAL_HEAD_START, &mut removing).await {
-            Ok(outcome) => outcome.and(running.await),
+        match timeout(REMOVAL_HEAD_START, &mut removing).await {
+            Ok(()) => running.await,
             Err(_elapsed) => {
-                let (removed, run) = tokio::join!(removing, running);
-                removed.and(run)
+                tokio::join!(removing, running);
             }
-        };
+        }
         self.save().await;
-        if known && outcome.is_ok() {
+        if known {
             self.collect_images().await?;
         }
-        outcome
+        Ok(())
     }
 
     /// Deletes the images that neither a deployment names nor a container uses.
@@ -255,33 +248,19 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Processes the jobs, several in parallel. A failure does not stop the other jobs. `begun` is the start
-    /// of the pass; a slow pass publishes the state after each job.
-    async fn work_on(&self, jobs: impl IntoIterator<Item = Job>, begun: Instant) -> Result<()> {
+    /// Processes the deployments, several in parallel. `begun` is the start of the pass; a slow pass publishes
+    /// the state after each deployment.
+    async fn work_on(&self, deployments: Vec<ManagedDeployment>, begun: Instant) {
         let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
         let parallel = processors.clamp(*PARALLEL_DEPLOYMENTS.start(), *PARALLEL_DEPLOYMENTS.end());
-        let work = |job| async move {
+        let work = |deployment| async move {
             self.progress.tick(Loop::Reconciler);
-            let outcome = match job {
-                Job::Orphan(container) => self.remove_orphan(&container).await,
-                Job::Deployment(deployment) => {
-                    self.converge(*deployment).await;
-                    Ok(())
-                }
-            };
+            self.converge(deployment).await;
             if begun.elapsed() > REMOVAL_HEAD_START {
                 self.publish();
             }
-            outcome
         };
-        let outcomes = stream::iter(jobs).map(work).buffer_unordered(parallel);
-        outcomes.fold(Ok(()), |all: Result<()>, one| std::future::ready(all.and(one))).await
-    }
-
-    async fn remove_orphan(&self, orphan: &ListedContainer) -> Result<()> {
-        let id = short_id(&orphan.id);
-        self.record(&format!("removing the container {id}, which belongs to no deployment"));
-        self.podman.remove(orphan).await
+        stream::iter(deployments).for_each_concurrent(parallel, work).await;
     }
 
     async fn converge(&self, mut deployment: ManagedDeployment) {

@@ -243,3 +243,24 @@ async fn a_deleted_consumer_is_replaced_and_a_restart_under_load_starts_nothing_
     assert_eq!(device.pod.running("a"), kept);
     assert_eq!(device.pod.containers().len(), names.len());
 }
+
+/// The device has lost its state, and the bucket its entries.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_state_an_emptied_bucket_stops_nothing() {
+    let mut device = Device::start_with("stateless", 1).await;
+    let revision = device.fleet.put("web", &with_data()).await;
+    device.fleet.line("web", revision, Phase::Running).await;
+    let container = device.pod.running("web");
+    device.kill();
+    std::fs::remove_file(device.home.path().join("state")).unwrap();
+    let stream = jetstream::new(device.fleet.client.clone()).get_stream(STREAM).await.unwrap();
+    stream.purge().await.unwrap();
+    device.fleet.statuses.purge("stateless").await.unwrap();
+    device.up();
+    device.fleet.status("the agent is back", |status| status.following_error.is_none()).await;
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    assert_eq!(device.pod.running("web"), container);
+    device.fleet.status("the container", |status| status.foreign_containers == 1).await;
+    device.fleet.delete("web").await;
+    wait_until("the container is removed", || device.pod.containers().is_empty()).await;
+}
