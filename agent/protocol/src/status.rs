@@ -36,7 +36,8 @@ pub struct DeviceStatus {
     /// The reason why the device does not follow the desired state at present.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub following_error: Option<String>,
-    /// The number of containers in podman that this agent did not make. The agent leaves them alone.
+    /// The number of containers in podman that belong to no known deployment, such as those of another agent. The agent
+    /// leaves them alone.
     #[serde(default)]
     pub foreign_containers: u32,
     /// The space that is free for the agent's user on the disk with its state and the images, in MiB.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::task::spawn_blocking;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::records::Records;
 use crate::config::{PodmanConfig, archive_name};
@@ -130,8 +130,14 @@ impl Source {
             .context("read the records of the images")?;
         let mut deleted = Vec::new();
         for reference in surplus {
-            if !self.podman.remove_unused_image(&reference).await? {
-                continue;
+            match self.podman.remove_unused_image(&reference).await {
+                Ok(true) => {}
+                Ok(false) => continue,
+                // One image that cannot be deleted must not keep the others.
+                Err(error) => {
+                    debug!("{error:#}");
+                    continue;
+                }
             }
             let (records, name) = (self.records.clone(), reference.clone());
             spawn_blocking(move || records.forget(&name))

@@ -31,7 +31,7 @@ pub(super) struct State {
     pub(super) lines: BTreeMap<String, DeploymentStatus>,
     /// The time of the next pass, if a deployment needs one.
     pub(super) due: Option<Instant>,
-    /// The containers that this agent did not make.
+    /// The containers of no known deployment.
     pub(super) foreign: Foreign,
     backoffs: HashMap<(String, Role), Backoff>,
     /// The times at which rolled-back documents are tried again.

@@ -252,7 +252,9 @@ async fn without_a_state_an_emptied_bucket_stops_nothing() {
     device.fleet.line("web", revision, Phase::Running).await;
     let container = device.pod.running("web");
     device.kill();
-    std::fs::remove_file(device.home.path().join("state")).unwrap();
+    for name in ["state", "state.old"] {
+        std::fs::remove_file(device.home.path().join(name)).unwrap();
+    }
     let stream = jetstream::new(device.fleet.client.clone()).get_stream(STREAM).await.unwrap();
     stream.purge().await.unwrap();
     device.fleet.statuses.purge("stateless").await.unwrap();
