@@ -98,6 +98,9 @@ impl Desired {
             _ => Age::Current,
         };
         self.stream = Some(stream.created);
+        if age != Age::Current {
+            self.purged = 0;
+        }
         // A reading can contain several entries of a key. Only the newest one counts.
         let mut named = BTreeMap::new();
         for update in updates {
@@ -121,7 +124,8 @@ impl Desired {
     fn read_entry(&mut self, age: Age, stream: Stream, update: Update) {
         let Some(entry) = self.deployments.get_mut(&update.name) else {
             // A deletion of an unknown deployment removes nothing, so an uncertain one is ignored.
-            if age == Age::Current || update.operation.runs() {
+            let is_done = update.operation == Operation::Purge && update.revision <= self.purged;
+            if age == Age::Current && !is_done || update.operation.runs() {
                 self.put(update);
             }
             return;
@@ -266,6 +270,23 @@ mod tests {
                 assert_eq!(state_of(&desired, "web"), (131, operation.clone(), None));
             }
         }
+    }
+
+    #[test]
+    fn a_purge_is_carried_out_once() {
+        let mut desired = known();
+        let purge = || update("web", 101, Operation::Purge);
+        assert!(desired.take(Change::Update(purge())));
+        assert_eq!(state_of(&desired, "web"), (101, Operation::Purge, None));
+        desired.forget("web");
+        desired.take(reading(CREATED, 101, [purge()]));
+        assert!(!desired.deployments.contains_key("web"));
+        assert!(!desired.take(reading(CREATED, 101, [purge()])), "nothing new");
+        // A later Purge of another key may have to delete the volumes of a lost state.
+        assert!(desired.take(reading(CREATED, 102, [purge(), update("db", 102, Operation::Purge)])));
+        assert_eq!(state_of(&desired, "db"), (102, Operation::Purge, None));
+        assert!(desired.take(reading(CREATED, 103, [put("web", 103)])));
+        assert_eq!(state_of(&desired, "web"), (103, document(), None));
     }
 
     #[test]

@@ -20,6 +20,10 @@ pub struct Desired {
     /// have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) stream: Option<i64>,
+    /// The highest revision of a Purge in this stream that was carried out completely. The bucket keeps its marker, which
+    /// each reading contains.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) purged: u64,
     #[serde(deserialize_with = "entries_with_targets")]
     pub(crate) deployments: BTreeMap<String, DesiredEntry>,
 }
@@ -249,7 +253,9 @@ impl Desired {
 
     /// Removes the entry of a purged deployment, whose container and volumes no longer exist.
     pub(crate) fn forget(&mut self, name: &str) {
-        self.deployments.remove(name);
+        if let Some(entry) = self.deployments.remove(name) {
+            self.purged = self.purged.max(entry.revision);
+        }
     }
 }
 
