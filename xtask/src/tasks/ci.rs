@@ -62,7 +62,7 @@ const TESTS: &[Step<'_>] = &[
 /// Tests the agent with a real nats-server and a real podman. Few tests run at a time, because each starts both of
 /// them.
 pub(super) const AGENT_TESTS: &str =
-    "test --workspace --features iot-agent/real --test device -- --test-threads 3";
+    "test --workspace --features iot-agent/real --test device -- --test-threads 4";
 
 /// Compares the whole cached images with their digests. A cold smoke compares only the time stamps of a cached image.
 const CACHED: &[Step<'_>] = &[("cached images", "xtask image verify")];
