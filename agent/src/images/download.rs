@@ -1,6 +1,6 @@
 //! The download of one image, and the deletion of images.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::task::spawn_blocking;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::records::Records;
 use crate::config::{PodmanConfig, archive_name};
@@ -123,7 +123,13 @@ impl Source {
         Ok(())
     }
 
-    pub(super) async fn collect(&self, named: &BTreeSet<String>) -> Result<Vec<String>> {
+    /// Deletes the recorded images that nothing names or uses, and returns their references. An image that cannot be
+    /// deleted does not keep the others; it is added to `undeletable`, and a warning says why the first time.
+    pub(super) async fn collect(
+        &self,
+        named: &BTreeSet<String>,
+        undeletable: &mut HashSet<String>,
+    ) -> Result<Vec<String>> {
         let (records, wanted) = (self.records.clone(), named.clone());
         let surplus = spawn_blocking(move || records.surplus(&wanted))
             .await?
@@ -133,12 +139,14 @@ impl Source {
             match self.podman.remove_unused_image(&reference).await {
                 Ok(true) => {}
                 Ok(false) => continue,
-                // One image that cannot be deleted must not keep the others.
                 Err(error) => {
-                    debug!("{error:#}");
+                    if undeletable.insert(reference) {
+                        warn!("{error:#}");
+                    }
                     continue;
                 }
             }
+            undeletable.remove(&reference);
             let (records, name) = (self.records.clone(), reference.clone());
             spawn_blocking(move || records.forget(&name))
                 .await?

@@ -6,7 +6,7 @@ mod download;
 mod records;
 mod retry;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -34,6 +34,8 @@ pub(crate) struct Images {
     wake: Arc<Notify>,
     downloads: HashMap<String, Download>,
     failures: HashMap<String, Failure>,
+    /// The images that podman could not delete when they were last tried.
+    undeletable: HashSet<String>,
 }
 
 struct Download {
@@ -45,7 +47,13 @@ impl Images {
     pub(crate) fn new(config: &Config, podman: Podman, store: Store, wake: Arc<Notify>) -> Self {
         let records = Records::new(&config.agent.state_directory);
         let source = Source { podman, store, records, settings: config.podman.clone() };
-        Self { source, wake, downloads: HashMap::new(), failures: HashMap::new() }
+        Self {
+            source,
+            wake,
+            downloads: HashMap::new(),
+            failures: HashMap::new(),
+            undeletable: HashSet::new(),
+        }
     }
 
     /// Looks for the image and starts a download if it is missing.
@@ -98,6 +106,6 @@ impl Images {
             }
             is_wanted
         });
-        self.source.collect(named).await
+        self.source.collect(named, &mut self.undeletable).await
     }
 }
