@@ -23,7 +23,8 @@ fi
 
 # The firmware of a Raspberry Pi passes cgroup_disable=memory to the kernel (raspberrypi/linux#6980).
 if ! grep -qw memory "$root/sys/fs/cgroup/cgroup.controllers"; then
-    echo "warning: this kernel has no memory controller, so deployments with limits.memory_mib do not run: append" \
-        "cgroup_enable=memory to the kernel's command line (/boot/firmware/cmdline.txt) and reboot" >&2
+    echo "warning: this kernel has no memory controller, so deployments with limits.memory_mib are refused (or run" \
+        "without the limit, see without_memory_limits in the agent's README.md): append cgroup_enable=memory to the" \
+        "kernel's command line (/boot/firmware/cmdline.txt) and reboot" >&2
 fi
 exit "$failed"

@@ -31,20 +31,34 @@ version() {
     printf '%s/versions/%.16s' "$lib" "$digest"
 }
 
+# Prints the paths in the bundle's directory `secrets` for which find(1) with the arguments is true.
+secrets() {
+    if [ -d "$here/secrets" ]; then
+        (cd "$here/secrets" && find . "$@")
+    fi
+}
+
 sh "$here/prerequisites.sh"
 
 # The group of the service may read the configuration and the secrets, and only root may change them.
 install -d -m 0750 -g "$user" "$etc" "$etc/secrets"
 new=$(version "$here/iot-agent")
-write 0755 "$here/iot-agent" "$new/iot-agent"
-rename "$new/iot-agent"
+# If this executable is installed already, the link leads to it, so it must stay whole.
+if ! cmp -s "$here/iot-agent" "$new/iot-agent"; then
+    write 0755 "$here/iot-agent" "$new/iot-agent"
+    sync "$new/iot-agent.new"
+    rename "$new/iot-agent"
+fi
 staged=$etc/staged
 rm -rf "$staged"
 install -d -m 0750 -g "$user" "$staged" "$staged/secrets"
-for file in "$etc"/secrets/* "$here"/secrets/*; do
-    if [ -e "$file" ]; then
-        install -m 0640 -g "$user" "$file" "$staged/secrets/"
-    fi
+# The check must see the device's own files with the rights that they have.
+cp -RL --preserve=mode,ownership "$etc/secrets/." "$staged/secrets/"
+secrets -type d | while IFS= read -r path; do
+    install -d -m 0750 -g "$user" "$staged/secrets/$path"
+done
+secrets ! -type d | while IFS= read -r path; do
+    install -m 0640 -g "$user" "$here/secrets/$path" "$staged/secrets/$path"
 done
 config=$here/config.toml
 if [ ! -e "$config" ]; then
@@ -85,17 +99,20 @@ for archive in "$here"/*.tar; do
         rename "$images/${archive##*/}"
     fi
 done
-# The device's own secrets were copied for the check alone. They may be links, or may have been replaced meanwhile.
-for file in "$here"/secrets/*; do
-    if [ -e "$file" ]; then
-        mv -f "$staged/secrets/${file##*/}" "$etc/secrets/"
-    fi
+# The device's own files were copied for the check alone. They may be links, or may have been replaced meanwhile.
+secrets -type d | while IFS= read -r path; do
+    install -d -m 0750 -g "$user" "$etc/secrets/$path"
+done
+secrets ! -type d | while IFS= read -r path; do
+    mv -fT "$staged/secrets/$path" "$etc/secrets/$path"
 done
 rename "$lib/readahead.sh"
 rename "$lib/uninstall.sh"
 rename "$units/iot-readahead.service"
 rename "$units/iot-agent.service"
-mv -f "$staged/config.toml" "$etc/config.toml"
+if [ "$config" != "$etc/config.toml" ]; then
+    mv -f "$staged/config.toml" "$etc/config.toml"
+fi
 rename "$link"
 rm -r "$staged"
 

@@ -35,17 +35,29 @@ if ! command -v pasta && ! command -v slirp4netns; then
 fi
 sh "$here/check-host.sh"
 
+# Gives the file $3 the mode $1 and the content of $2. The content is on the disk before the file gets its name, because a
+# power cut may come at any moment. A file that has the content already is left alone.
+replace() {
+    if ! cmp -s "$2" "$3"; then
+        install -D -m "$1" "$2" "$3.new"
+        sync "$3.new"
+        mv -fT "$3.new" "$3"
+    fi
+}
+
 # The files for the user's systemd and podman come first, since these take longest to start.
 systemd-sysusers "$here/iot-agent.sysusers"
 systemd-tmpfiles --create "$here/iot-agent.tmpfiles"
 changed=
 for unit in iot-podman.socket iot-podman.service; do
-    if [ ! -e "$units/$unit" ] || ! cmp -s "$here/$unit" "$units/$unit"; then
-        install -D -m 0644 -t "$units" "$here/$unit"
+    if ! cmp -s "$here/$unit" "$units/$unit"; then
+        replace 0644 "$here/$unit" "$units/$unit"
         changed=yes
     fi
 done
-install -m 0644 "$here/containers.conf" "$here/storage.conf" "$home/.config/containers/"
+for file in containers.conf storage.conf; do
+    replace 0644 "$here/$file" "$home/.config/containers/$file"
+done
 # Subordinate ids for the users of containers: 65536 ids behind the last range in use (subuid(5)). useradd gives none to
 # a system user. The loop starts no programs, since each would take a tenth of a second on an emulated processor.
 for file in /etc/subuid /etc/subgid; do
@@ -72,7 +84,7 @@ uid=$(id -u "$user")
 install -d "$units/sockets.target.wants" "$generators"
 ln -sf /usr/lib/systemd/user-environment-generators/30-systemd-environment-d-generator "$generators/"
 ln -sf ../iot-podman.socket "$units/sockets.target.wants/"
-install -D -m 0644 "$here/iot-user.conf" "/etc/systemd/system/user@$uid.service.d/iot-agent.conf"
+replace 0644 "$here/iot-user.conf" "/etc/systemd/system/user@$uid.service.d/iot-agent.conf"
 if [ -n "$changed" ] && [ -S "/run/user/$uid/systemd/private" ]; then
     # In an upgrade, the user's systemd runs already and has not read the new units.
     of_user="runuser -u $user -- env XDG_RUNTIME_DIR=/run/user/$uid systemctl --user"
@@ -84,8 +96,8 @@ if [ ! -e "/var/lib/systemd/linger/$user" ]; then
     loginctl enable-linger "$user" &
     lingers=$!
 fi
-install -D -m 0644 "$here/iot-agent.sysusers" /etc/sysusers.d/iot-agent.conf
-install -D -m 0644 "$here/iot-agent.tmpfiles" /etc/tmpfiles.d/iot-agent.conf
+replace 0644 "$here/iot-agent.sysusers" /etc/sysusers.d/iot-agent.conf
+replace 0644 "$here/iot-agent.tmpfiles" /etc/tmpfiles.d/iot-agent.conf
 if [ -n "$lingers" ]; then
     wait "$lingers"
 fi

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use agent_protocol::Phase;
 use tokio::time::Instant;
 
 const MAX_PAUSE: Duration = Duration::from_secs(60);
@@ -31,6 +32,8 @@ pub(crate) struct Backoff {
     /// The time at which podman was first seen to be stopping or removing the container.
     waiting: Option<Instant>,
     pub(crate) last_error: Option<String>,
+    /// True if the last attempt failed because this device cannot run the document.
+    pub(crate) is_unsupported: bool,
     /// True if starting or renaming the container has failed, so that a new container is needed.
     pub(crate) needs_new_container: bool,
     /// True if this process has made the container. A container from before a power cut may be torn.
@@ -57,6 +60,11 @@ impl Backoff {
         self.waiting.is_some_and(|since| now - since >= MAX_TRANSITION)
     }
 
+    /// Returns the phase of a deployment whose last attempt failed.
+    pub(crate) fn phase(&self) -> Phase {
+        if self.is_unsupported { Phase::Refused } else { Phase::BackingOff }
+    }
+
     pub(crate) fn failed(&mut self, now: Instant, error: String) {
         self.last_error = Some(error);
         self.pause_after_attempt(now);
@@ -80,7 +88,7 @@ impl Backoff {
 
     /// Records that a container was made.
     pub(crate) fn made(&mut self) {
-        (self.needs_new_container, self.is_made_here) = (false, true);
+        (self.needs_new_container, self.is_made_here, self.is_unsupported) = (false, true, false);
     }
 
     /// Returns whether the failure of a step is one of the document. `is_refusal` is true if podman has refused

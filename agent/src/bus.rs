@@ -5,13 +5,14 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use agent_protocol::{STATUS_BUCKET, command_wildcard};
+use agent_protocol::command_wildcard;
 use anyhow::{Context, Result, bail};
-use async_nats::jetstream::{self, kv};
+use async_nats::jetstream;
 use async_nats::{Client, Event};
 use futures_util::StreamExt as _;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use crate::command_handler::CommandHandler;
@@ -35,14 +36,6 @@ const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// of 60 s, a device would get no messages for three minutes after a mobile network has dropped the
 /// connection.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// If this many statuses in a row could not be stored in time, the client gives the connection up.
-const MAX_LOST_PUTS: u32 = 3;
-/// Upper bound for one iteration of the report loop, regardless of the heartbeat.
-const LOOP_INTERVAL: Duration = Duration::from_secs(30);
-/// Time for storing one status; the bus may be behind a slow mobile link.
-const PUT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes of a message that are left for its headers and subject.
-const MESSAGE_OVERHEAD: usize = 4096;
 
 pub(crate) struct Bus {
     pub(crate) config: Config,
@@ -116,10 +109,10 @@ impl Bus {
 
     async fn connect(&self) -> Result<(Client, mpsc::UnboundedReceiver<Event>)> {
         let (events_tx, events) = mpsc::unbounded_channel();
-        let mut options = self
-            .config
-            .credentials
-            .login()?
+        // The secret may be on a slow card.
+        let credentials = self.config.credentials.clone();
+        let login = spawn_blocking(move || credentials.login()).await.context("read the secret")??;
+        let mut options = login
             .name(format!("iot-agent {}", self.config.agent.device_id))
             // A broker can restrict each device to the answers below its own prefix.
             .custom_inbox_prefix(format!("_INBOX.{}", self.config.agent.device_id))
@@ -171,71 +164,12 @@ impl Bus {
         reason
     }
 
-    /// Reports a status at once, on every change, and on each heartbeat. Returns only if it cannot go on,
-    /// with the reason.
-    async fn report(&self, client: &Client, limiter: &mut RateLimiter) -> String {
-        let mut device_state = self.device_state.clone();
-        device_state.mark_changed();
-        let mut connection = self.connection.subscribe();
-        let mut heartbeat = interval(Duration::from_secs(self.config.agent.heartbeat_seconds));
-        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut bucket, mut lost) = (None, 0);
-        loop {
-            self.progress.tick(Loop::Bus);
-            if let Some(next) = limiter.next() {
-                sleep_until(next).await;
-            }
-            tokio::select! {
-                _ = heartbeat.tick() => {}
-                () = sleep(LOOP_INTERVAL) => continue,
-                // An error in following the desired state is reported at once.
-                _ = connection.changed() => {}
-                changed = device_state.changed() => if changed.is_err() { return "the reconciler ended".to_owned() },
-            }
-            let current = device_state.borrow_and_update().clone();
-            limiter.sent(Instant::now());
-            match timeout(PUT_TIMEOUT, self.put(client, &mut bucket, &current)).await {
-                Ok(Ok(revision)) => {
-                    lost = 0;
-                    debug!(revision, "stored the status");
-                }
-                Ok(Err(error)) => {
-                    bucket = None;
-                    warn!("cannot store the status: {error:#}");
-                }
-                Err(_elapsed) => {
-                    lost += 1;
-                    warn!("the broker has not stored the status within {PUT_TIMEOUT:?}");
-                    if lost == MAX_LOST_PUTS {
-                        return format!("storing {lost} consecutive statuses timed out");
-                    }
-                }
-            }
+    /// Returns JetStream in the configured domain.
+    pub(crate) fn jetstream(&self, client: &Client) -> jetstream::Context {
+        match &self.config.nats.jetstream_domain {
+            Some(domain) => jetstream::with_domain(client.clone(), domain),
+            None => jetstream::new(client.clone()),
         }
-    }
-
-    async fn put(
-        &self,
-        client: &Client,
-        bucket: &mut Option<kv::Store>,
-        device_state: &DeviceState,
-    ) -> Result<u64> {
-        let max_bytes = client.server_info().max_payload.saturating_sub(MESSAGE_OVERHEAD);
-        let document = self.reporter.write(device_state, max_bytes)?;
-        let store = match bucket.take() {
-            Some(store) => store,
-            // The fleet creates the bucket; a device has no permission to do so.
-            None => jetstream::new(client.clone())
-                .get_key_value(STATUS_BUCKET)
-                .await
-                .with_context(|| format!("open the bucket {STATUS_BUCKET}"))?,
-        };
-        let revision = store
-            .put(&self.config.agent.device_id, document.into())
-            .await
-            .with_context(|| format!("put the status into {STATUS_BUCKET}"))?;
-        *bucket = Some(store);
-        Ok(revision)
     }
 
     /// Answers commands. Returns only if it cannot go on, with the reason.

@@ -17,6 +17,8 @@ use crate::status_report::StatusReporter;
 
 /// Upper bound for the commands that are answered at the same time.
 const MAX_CONCURRENT: usize = 8;
+/// The bytes that a character takes in JSON at most: a control character is written as `\u0001`.
+const MAX_BYTES_PER_CHAR: usize = 6;
 
 pub(crate) struct CommandHandler {
     device: DeviceIdentity,
@@ -110,20 +112,27 @@ fn error(code: ErrorCode, message: String) -> Reply {
     Reply::Error { code, message }
 }
 
-/// Builds the reply to `logs`. It contains as many of the last lines as fit.
+/// Builds the reply to `logs`. It contains as many of the last lines as fit. Of a last line that does not fit, it
+/// contains the end.
 fn logs_reply(deployment: String, lines: Vec<String>, max_lines: usize) -> Reply {
     let mut free_bytes = MAX_REPLY_BYTES;
     let mut fitting: Vec<String> = Vec::new();
-    let count = lines.len();
+    let mut truncated = lines.len() > max_lines;
     for line in lines.into_iter().rev().take(max_lines) {
         // The limit is for the JSON, in which a control character takes six bytes.
         let bytes = serde_json::to_string(&line).map_or(usize::MAX, |text| text.len() + 1);
-        let Some(rest) = free_bytes.checked_sub(bytes) else { break };
+        let Some(rest) = free_bytes.checked_sub(bytes) else {
+            truncated = true;
+            if fitting.is_empty() {
+                let end = line.char_indices().rev().nth(free_bytes / MAX_BYTES_PER_CHAR - 2);
+                fitting.extend(end.map(|(start, _)| line[start..].to_owned()));
+            }
+            break;
+        };
         free_bytes = rest;
         fitting.push(line);
     }
     fitting.reverse();
-    let truncated = fitting.len() < count;
     Reply::Logs { deployment, lines: fitting, truncated }
 }
 
@@ -134,16 +143,21 @@ mod tests {
     #[test]
     fn logs_are_bounded_in_lines_and_bytes() {
         let reply = |lines: Vec<String>, wanted| match logs_reply("web".into(), lines, wanted) {
-            Reply::Logs { lines, truncated, .. } => (lines, truncated),
+            Reply::Logs { lines, truncated, .. } => {
+                assert!(serde_json::to_string(&lines).unwrap().len() <= MAX_REPLY_BYTES);
+                (lines, truncated)
+            }
             other => panic!("{other:?}"),
         };
         let lines = |count: usize| (0..count).map(|number| number.to_string()).collect::<Vec<_>>();
         assert_eq!(reply(lines(3), 10), (lines(3), false));
         assert_eq!(reply(lines(5), 2), (vec!["3".into(), "4".into()], true));
         let (lines, _) = reply(vec!["\u{1}".repeat(100 << 10); 9], 500);
-        assert!(lines.is_empty(), "each character takes six bytes in JSON");
+        assert_eq!(lines.len(), 1, "each character takes six bytes in JSON, so that not even one line fits");
         let (lines, truncated) = reply(vec!["x".repeat(100 << 10); 9], 500);
         assert!(truncated && lines.len() == 2, "{}", lines.len());
-        assert_eq!(reply(vec!["x".repeat(MAX_REPLY_BYTES)], 5), (Vec::<String>::new(), true));
+        let long = "x".repeat(MAX_REPLY_BYTES) + "end";
+        let (lines, truncated) = reply(vec!["before".into(), long], 5);
+        assert!(truncated && lines.len() == 1 && lines[0].ends_with("xend"), "{}", lines.len());
     }
 }

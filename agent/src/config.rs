@@ -7,6 +7,8 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde::Deserialize;
 
 use crate::credentials::{Credentials, check_mode};
+use crate::digest;
+use crate::registry_logins::RegistryLogins;
 
 /// The schemes of a bus address without and with TLS.
 const PLAIN: &str = "nats://";
@@ -28,9 +30,12 @@ pub struct Config {
 pub struct AgentConfig {
     /// The device's name in the fleet. It is a KV key and a subject token: letters, digits, `-` and `_`.
     pub device_id: String,
-    /// Seconds between two statuses, 1 to 3600.
+    /// Seconds between two heartbeats, 1 to 3600.
     #[serde(default = "default_heartbeat")]
     pub(crate) heartbeat_seconds: u64,
+    /// The most seconds between two statuses, 1 to 86400.
+    #[serde(default = "default_status")]
+    pub(crate) status_seconds: u64,
     /// The most seconds between two complete readings of the desired state, 1 to 86400.
     #[serde(default = "default_resync")]
     pub(crate) resync_seconds: u64,
@@ -47,6 +52,9 @@ pub struct AgentConfig {
 pub struct NatsConfig {
     /// Servers of the bus, all `nats://HOST:PORT` or all `tls://HOST:PORT`, tried in random order.
     pub urls: Vec<String>,
+    /// The JetStream domain with the buckets; by default, that of the server. A device on a leaf node with a domain of
+    /// its own names the domain of the hub.
+    pub(crate) jetstream_domain: Option<String>,
     /// PEM file of the certificate authorities that the agent trusts; by default, it trusts those of the
     /// system.
     pub(crate) ca_file: Option<PathBuf>,
@@ -67,6 +75,16 @@ impl NatsConfig {
     /// Returns the PEM files of the device's certificate and of its key.
     pub(crate) fn client_certificate(&self) -> Option<(&Path, &Path)> {
         self.certificate_file.as_deref().zip(self.key_file.as_deref())
+    }
+
+    fn check_domain(&self) -> Result<()> {
+        // The domain becomes a token of subjects.
+        ensure!(
+            self.jetstream_domain.as_deref().is_none_or(is_name),
+            "[nats] jetstream_domain = {:?} is not a valid name: use up to 63 letters, digits, '-' and '_'",
+            self.jetstream_domain.as_deref().unwrap_or_default()
+        );
+        Ok(())
     }
 
     fn check_urls(&self) -> Result<()> {
@@ -130,17 +148,35 @@ impl NatsConfig {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct PodmanConfig {
     pub(crate) socket: PathBuf,
-    /// Directory of image archives for devices that reach no registry; see [`archive_name`].
+    /// Directory of image archives for devices that reach no registry; see [`archive_names`].
     pub(crate) image_archives: PathBuf,
     /// MiB that must be free on the disk before and during a download.
     pub(crate) min_free_mib: u64,
     /// Seconds without progress after which a download fails. Podman reports nothing while it unpacks a layer.
     pub(crate) pull_silence_seconds: u64,
+    pub(crate) without_memory_limits: WithoutMemoryLimits,
+    /// Seconds between two questions to a registry about a tag that a document follows, 1 to 604800.
+    pub(crate) tag_check_seconds: u64,
+    /// The file with the logins to registries ([`RegistryLogins`]).
+    pub(crate) registry_auth_file: Option<PathBuf>,
 }
 
-/// Returns the file name of an image's archive: the image's reference with `_` for `/`, `:` and `@`.
-pub(crate) fn archive_name(reference: &str) -> String {
-    format!("{}.tar", reference.replace(['/', ':', '@'], "_"))
+/// What the agent does with a document that limits the memory, if the device cannot enforce the limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum WithoutMemoryLimits {
+    /// Refuse the document.
+    #[default]
+    Refuse,
+    /// Run the container without the limit.
+    Run,
+}
+
+/// Returns the two possible file names of an image's archive: the SHA-256 of the image's reference, and the reference
+/// with `_` for `/`, `:` and `@`. Several references can have the same second name, and it can be too long for a file.
+pub(crate) fn archive_names(reference: &str) -> [String; 2] {
+    let readable = reference.replace(['/', ':', '@'], "_");
+    [digest::of_bytes(reference.as_bytes()), readable].map(|name| format!("{name}.tar"))
 }
 
 impl Default for PodmanConfig {
@@ -150,12 +186,19 @@ impl Default for PodmanConfig {
             image_archives: "/var/lib/iot-agent/images".into(),
             min_free_mib: 128,
             pull_silence_seconds: 600,
+            without_memory_limits: WithoutMemoryLimits::default(),
+            tag_check_seconds: 3600,
+            registry_auth_file: None,
         }
     }
 }
 
 fn default_heartbeat() -> u64 {
-    5
+    30
+}
+
+fn default_status() -> u64 {
+    600
 }
 
 fn default_resync() -> u64 {
@@ -186,13 +229,17 @@ impl Config {
         config.resolve(path.parent().unwrap_or(Path::new("")));
         config.credentials.check(path)?;
         config.nats.check_files()?;
+        if let Some(logins) = &config.podman.registry_auth_file {
+            RegistryLogins::read(logins)?;
+        }
         Ok(config)
     }
 
     /// Makes the paths of the other files relative to the directory of the configuration.
     fn resolve(&mut self, directory: &Path) {
         let NatsConfig { ca_file, certificate_file, key_file, .. } = &mut self.nats;
-        let files = [ca_file, certificate_file, key_file].into_iter().flatten();
+        let logins = &mut self.podman.registry_auth_file;
+        let files = [ca_file, certificate_file, key_file, logins].into_iter().flatten();
         for path in files.chain(self.credentials.secret_file_mut()) {
             *path = directory.join(&*path);
         }
@@ -204,7 +251,7 @@ impl Config {
     /// Returns an error that names the first wrong table or key and says which values are valid.
     pub fn parse(text: &str) -> Result<Self> {
         let config: Self = toml::from_str(text).map_err(|error| without_content(&error, text))?;
-        let AgentConfig { device_id, heartbeat_seconds, resync_seconds, .. } = &config.agent;
+        let AgentConfig { device_id, heartbeat_seconds, status_seconds, resync_seconds, .. } = &config.agent;
         ensure!(
             is_name(device_id),
             "[agent] device_id = {device_id:?} is not a valid name: use up to 63 letters, digits, '-' and '_'"
@@ -213,16 +260,21 @@ impl Config {
             (1..=3600).contains(heartbeat_seconds),
             "[agent] heartbeat_seconds = {heartbeat_seconds} is outside 1 to 3600"
         );
-        ensure!(
-            (1..=86_400).contains(resync_seconds),
-            "[agent] resync_seconds = {resync_seconds} is outside 1 to 86400"
-        );
+        for (key, seconds) in [("status_seconds", status_seconds), ("resync_seconds", resync_seconds)] {
+            ensure!((1..=86_400).contains(seconds), "[agent] {key} = {seconds} is outside 1 to 86400");
+        }
         let silence = config.podman.pull_silence_seconds;
         ensure!(
             (1..=86_400).contains(&silence),
             "[podman] pull_silence_seconds = {silence} is outside 1 to 86400"
         );
+        let interval = config.podman.tag_check_seconds;
+        ensure!(
+            (1..=604_800).contains(&interval),
+            "[podman] tag_check_seconds = {interval} is outside 1 to 604800"
+        );
         config.nats.check_urls()?;
+        config.nats.check_domain()?;
         Ok(config)
     }
 }
@@ -248,78 +300,4 @@ fn without_content(error: &toml::de::Error, text: &str) -> anyhow::Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GOOD: &str = r#"
-        [agent]
-        device_id = "pi-7"
-        [credentials]
-        type = "toml-shared"
-        username = "device"
-        password = "s3cret"
-        [nats]
-        urls = ["tls://10.0.2.2:4222", "tls://bus.example:4222"]
-    "#;
-
-    #[test]
-    fn a_good_file_is_parsed() {
-        let config = Config::parse(GOOD).unwrap();
-        assert_eq!(config.agent.device_id, "pi-7");
-        assert_eq!((config.agent.heartbeat_seconds, config.agent.resync_seconds), (5, 600));
-        assert_eq!(config.nats.urls.len(), 2, "each URL is an element of its own");
-        assert_eq!(config.podman.socket, Path::new("/run/iot-agent/podman.sock"));
-    }
-
-    #[test]
-    fn the_password_is_never_printed() {
-        assert!(!format!("{:?}", Config::parse(GOOD).unwrap()).contains("s3cret"));
-        let pin = format!("{:#}", Config::parse(&GOOD.replace("\"s3cret\"", "7654321")).unwrap_err());
-        assert!(!pin.contains("7654321") && pin.contains("expected a string"), "{pin}");
-        for torn in [GOOD.replace("\"s3cret\"", "\"s3cret\"\""), GOOD.replace("\"s3cret\"", "s3cret")] {
-            let error = format!("{:#}", Config::parse(&torn).unwrap_err());
-            assert!(!error.contains("s3cret") && error.contains("near line"), "{error}");
-        }
-        for url in ["nats://me:s3cret@bus:4222", "nats://me:s3cret@"] {
-            let text = GOOD.replace("tls://10.0.2.2:4222", url);
-            let error = format!("{:#}", Config::parse(&text).unwrap_err());
-            assert!(!error.contains("s3cret"), "{error}");
-        }
-    }
-
-    #[test]
-    fn errors_name_the_wrong_key() {
-        let known = "`toml-shared`, `user-password`, `token`, `nkey`, `creds`";
-        let table = [
-            (GOOD.replace("pi-7", "pi 7"), "device_id = \"pi 7\""),
-            (GOOD.replace("pi-7", ""), "device_id = \"\""),
-            (
-                GOOD.replace("toml-shared", "zitadel"),
-                &format!("near line 5: unknown variant `zitadel`, expected one of {known}"),
-            ),
-            (GOOD.replace("password", "pasword"), "pasword"),
-            (GOOD.replace("urls = [", "urls = [] # ["), "urls is empty"),
-            (GOOD.replace("tls://bus.example:4222", "tls://"), "names no host"),
-            (GOOD.replace("tls://10", "tls://a:b@10"), "move the login into [credentials]"),
-            (GOOD.replace("tls://10", "tls://:b@10"), "move the login into [credentials]"),
-            (GOOD.replace("tls://10", "wss://10"), "neither nats://HOST:PORT nor tls://HOST:PORT"),
-            (GOOD.replace("tls://10", "10"), "neither nats://HOST:PORT nor tls://HOST:PORT"),
-            (GOOD.replace("tls://10", "nats://10"), "use tls:// for each"),
-            (GOOD.replace("[nats]", "[nats]\nkey_file = \"x\""), "give both or neither"),
-            (GOOD.replace("[nats]", "[mqtt]\n[nats]"), "mqtt"),
-            (GOOD.replace("[credentials]", "heartbeat_seconds = 0\n[credentials]"), "outside 1 to 3600"),
-            (format!("{GOOD}\n[podman]\npull_silence_seconds = 0"), "pull_silence_seconds = 0 is outside"),
-            (GOOD.replace("[credentials]", "resync_seconds = 0\n[credentials]"), "outside 1 to 86400"),
-        ];
-        for (text, expected) in table {
-            let error = format!("{:#}", Config::parse(&text).unwrap_err());
-            assert!(error.contains(expected), "{error:?} does not contain {expected:?}");
-        }
-    }
-
-    #[test]
-    fn archives_are_found_by_their_image() {
-        assert_eq!(archive_name("localhost/iot-workload:1"), "localhost_iot-workload_1.tar");
-        assert_eq!(archive_name("r.example:5000/a/b@sha256:00"), "r.example_5000_a_b_sha256_00.tar");
-    }
-}
+mod tests;

@@ -68,11 +68,9 @@ impl Credentials {
         }
     }
 
-    /// Returns the time of the last change of the file with the secret; `None` if there is no such file. The file may have
-    /// been replaced by an older one, so the number of the file counts too.
+    /// Returns the version of the file with the secret ([`modified`]).
     pub(crate) fn modified(&self) -> Option<(SystemTime, u64)> {
-        let file = self.file(Path::new("")).metadata().ok()?;
-        Some((file.modified().ok()?, file.ino()))
+        modified(self.file(Path::new("")))
     }
 
     /// Checks that the secret can be used and that others cannot read it ([`check_mode`]).
@@ -114,7 +112,15 @@ impl Credentials {
     }
 }
 
-fn secret(path: &Path) -> Result<String> {
+/// Returns the time of the last change of a file and its inode number; `None` if there is no such file. A file can be
+/// replaced by an older one, so the time alone does not show each change.
+pub(crate) fn modified(path: &Path) -> Option<(SystemTime, u64)> {
+    let file = path.metadata().ok()?;
+    Some((file.modified().ok()?, file.ino()))
+}
+
+/// Reads a file with a secret, which others must not be able to read ([`check_mode`]).
+pub(crate) fn secret(path: &Path) -> Result<String> {
     check_mode(path)?;
     let text =
         std::fs::read_to_string(path).with_context(|| format!("read the secret {}", path.display()))?;

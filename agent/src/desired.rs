@@ -2,7 +2,7 @@
 //! [`crate::store`] keeps the state on disk, so that a device can run its deployments if it boots while the
 //! bus is away. [`crate::bucket`] decides which changes are applied.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use agent_protocol::{ContainerSpec, Deployment, Document, Refusal, is_name};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -20,10 +20,15 @@ pub struct Desired {
     /// have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) stream: Option<i64>,
-    /// The highest revision of a Purge in this stream that was carried out completely. The bucket keeps its marker, which
-    /// each reading contains.
+    /// The highest revision of a Delete or a Purge in this stream that was carried out completely, or if the stream was
+    /// set back since then, its last revision at that time. The bucket keeps the markers up to this revision, and each
+    /// reading contains them.
+    #[serde(default, alias = "purged", skip_serializing_if = "is_zero")]
+    pub(crate) settled: u64,
+    /// The highest revision of a Delete in this stream whose entry was forgotten, also if the stream was set back since
+    /// then. The volumes of the deployment may still exist.
     #[serde(default, skip_serializing_if = "is_zero")]
-    pub(crate) purged: u64,
+    pub(crate) forgotten: u64,
     #[serde(deserialize_with = "entries_with_targets")]
     pub(crate) deployments: BTreeMap<String, DesiredEntry>,
 }
@@ -40,6 +45,9 @@ pub(crate) struct DesiredEntry {
     /// state is read.
     #[serde(skip)]
     pub(crate) target: Target,
+    /// The id of the image of `target`, if it follows a tag.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) image: Option<String>,
     /// The container of the current document.
     pub(crate) applied: Option<Applied>,
     /// Set if the bucket does not name the deployment although it was never deleted.
@@ -102,8 +110,8 @@ pub(crate) struct Applied {
     /// True until the container has passed its probation.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) unproven: bool,
-    /// True if the agent has stopped the container for its successor. If the deployment is rolled back to this container, it
-    /// is started again, whatever its restart policy says.
+    /// True if the agent has stopped the container for its successor. If the deployment is rolled back to this
+    /// container, it is started again, whatever its restart policy says.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) stopped: bool,
 }
@@ -133,10 +141,16 @@ pub(crate) struct Update {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) enum Target {
     /// A running container.
-    Run { spec: ContainerSpec, digest: String },
+    Run {
+        spec: ContainerSpec,
+        /// The digest of the document, and also of `image` if there is one.
+        digest: String,
+        /// The id of the image, if the document follows a tag. It is unknown until the registry has been asked.
+        image: Option<String>,
+    },
     /// No container, since the document cannot be run.
     Refused(Refusal),
-    /// No container; the volumes stay.
+    /// No container and no entry; the volumes stay.
     #[default]
     Removed,
     /// No container, no volumes and no entry.
@@ -144,14 +158,6 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    /// Returns the image that the deployment needs.
-    pub(crate) fn image(&self) -> Option<&str> {
-        match self {
-            Self::Run { spec, .. } => Some(&spec.image),
-            Self::Refused(_) | Self::Removed | Self::Purged => None,
-        }
-    }
-
     pub(crate) fn of(name: &str, operation: &Operation) -> Self {
         let text = match operation {
             Operation::Delete => return Self::Removed,
@@ -171,7 +177,7 @@ impl Target {
                 // The digest of the parsed document does not depend on the order of the fields in the text.
                 let digest = digest::of_bytes(&document.to_bytes());
                 let Deployment::PodmanContainer(spec) = document.deployment;
-                Self::Run { spec, digest }
+                Self::Run { spec, digest, image: None }
             }
             Err(refusal) => Self::Refused(refusal),
         }
@@ -208,17 +214,24 @@ impl DesiredEntry {
     }
 }
 
+/// The readings with which `xtask/judge` compares a state on disk with the changes that the fleet has sent.
 impl Desired {
-    /// Returns the images of all documents that run, are desired, or may run again.
-    pub(crate) fn images(&self) -> BTreeSet<String> {
-        let targets = |entry: &DesiredEntry| {
-            let previous = entry.previous.as_ref().map(|previous| previous.accepted.target.clone());
-            [Some(entry.target.clone()), Some(entry.current().1.clone()), previous]
-        };
-        let targets = self.deployments.values().flat_map(targets).flatten();
-        targets.filter_map(|target| target.image().map(str::to_owned)).collect()
+    /// Returns the highest revision of the bucket that this state contains.
+    pub fn revision(&self) -> u64 {
+        self.revision
     }
 
+    /// Returns the name of each deployment with its desired document. There is no document after a Delete or a Purge
+    /// that is not carried out yet, or if the document is not UTF-8.
+    pub fn documents(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
+        self.deployments.iter().map(|(name, entry)| match &entry.operation {
+            Operation::Put(document) => (name.as_str(), Some(document.as_str())),
+            _ => (name.as_str(), None),
+        })
+    }
+}
+
+impl Desired {
     /// Records that a deployment has no container any more. Returns whether this changed the state.
     pub(crate) fn note_gone(&mut self, name: &str) -> bool {
         self.deployments.get_mut(name).is_some_and(|entry| entry.applied.take().is_some())
@@ -251,10 +264,17 @@ impl Desired {
             .is_some_and(|applied| !std::mem::replace(&mut applied.completed, true))
     }
 
-    /// Removes the entry of a purged deployment, whose container and volumes no longer exist.
+    /// Removes the entry of a deletion that was carried out completely: the deployment has no container any more, and
+    /// after a Purge no volume. Without this, each name that was ever used would stay in the state and in the status.
+    /// Of all such entries, two revisions remain.
     pub(crate) fn forget(&mut self, name: &str) {
-        if let Some(entry) = self.deployments.remove(name) {
-            self.purged = self.purged.max(entry.revision);
+        let Some(entry) = self.deployments.remove(name) else { return };
+        // An orphaned deletion has a revision of an earlier history of the stream.
+        if entry.orphaned.is_none() {
+            self.settled = self.settled.max(entry.revision);
+        }
+        if entry.operation == Operation::Delete {
+            self.forgotten = self.forgotten.max(entry.revision).max(entry.purge_above);
         }
     }
 }
@@ -288,6 +308,21 @@ mod tests {
         }
         desired.forget("web");
         assert!(desired.deployments.is_empty());
+    }
+
+    #[test]
+    fn short_lived_names_leave_nothing_in_the_state() {
+        let mut desired = Desired::default();
+        for number in 0..1000_u64 {
+            let (name, revision) = (format!("job-{number}"), 1 + number * 2);
+            assert!(desired.take(Change::Update(put(&name, revision, "a"))));
+            let deleted = Update { name: name.clone(), revision: revision + 1, operation: Operation::Delete };
+            assert!(desired.take(Change::Update(deleted)));
+            desired.forget(&name);
+        }
+        assert_eq!((desired.revision, desired.settled), (2000, 2000));
+        let size = serde_json::to_vec(&desired).unwrap().len();
+        assert!(size < 100, "the state has {size} bytes");
     }
 
     #[test]

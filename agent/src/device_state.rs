@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use agent_protocol::status::{MAX_EVENTS, shortened};
+use agent_protocol::status::{MAX_EVENTS, MAX_EVENTS_TEXT, shortened};
 use agent_protocol::{DeploymentStatus, Event, ObservedContainer, Phase};
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +60,10 @@ pub(crate) fn status_line(
             // After a power cut, the exit code is meaningless.
             exit_code: (plan::has_ended(container) && phase != Phase::Lost).then_some(container.exit_code),
         }),
+        missing_limits: container
+            .and_then(|container| container.labels.get(plan::UNLIMITED_LABEL).cloned())
+            .into_iter()
+            .collect(),
         downloaded_bytes: deployment.downloaded_bytes,
         last_error: match (&deployment.verdict, &backoff.last_error) {
             (Verdict::Accepted, error) => error.clone(),
@@ -130,12 +134,16 @@ impl Events {
         }
         let what = shortened(what);
         self.ring.retain(|event| event.what != what);
-        if self.ring.len() == MAX_EVENTS {
-            self.ring.pop_front();
-        }
         // If procfs cannot be read, the status itself reports that.
         let uptime_seconds = uptime_seconds().unwrap_or(0);
         self.ring.push_back(Event { uptime_seconds, number: self.count, what });
+        let is_too_long = |ring: &VecDeque<Event>| {
+            ring.len() > MAX_EVENTS
+                || ring.iter().map(|event| event.what.len()).sum::<usize>() > MAX_EVENTS_TEXT
+        };
+        while is_too_long(&self.ring) {
+            self.ring.pop_front();
+        }
     }
 
     /// Returns the events, oldest first.
@@ -150,6 +158,7 @@ mod tests {
     use crate::bucket::Orphaned;
     use crate::desired::{Change, Operation, Update};
     use crate::podman::ListedContainer;
+    use agent_protocol::status::MAX_TEXT;
 
     #[test]
     fn without_podman_the_desired_deployments_are_reported() {
@@ -211,7 +220,9 @@ mod tests {
         let container = ListedContainer {
             id: "c1".into(),
             state: "running".into(),
-            labels: [(plan::DIGEST_LABEL.to_owned(), digest)].into(),
+            labels: [(plan::DIGEST_LABEL, digest), (plan::UNLIMITED_LABEL, "memory".to_owned())]
+                .map(|(name, value)| (name.to_owned(), value))
+                .into(),
             ..ListedContainer::default()
         };
         let new = ManagedDeployment::new("web", &entry);
@@ -221,6 +232,7 @@ mod tests {
         assert_eq!((refused.phase, refused.desired_revision), (Phase::Refused, 2));
         assert_eq!((refused.running_revision, refused.container.unwrap().id.as_str()), (Some(1), "c1"));
         assert!(refused.last_error.unwrap().starts_with("the document is not JSON"));
+        assert_eq!(refused.missing_limits, ["memory"]);
         let mut troubled = Backoff::default();
         troubled.last_error = Some("no image".into());
         let troubled = line(Phase::BackingOff, &troubled);
@@ -241,5 +253,10 @@ mod tests {
         assert_eq!(list.len(), MAX_EVENTS);
         assert_eq!((list[31].what.as_str(), list[31].number), ("event 70", 101));
         assert_eq!(list.iter().filter(|event| event.what == "event 70").count(), 1);
+        for number in 0..100 {
+            events.push(&format!("{number} {}", "x".repeat(500)));
+        }
+        let list = events.list();
+        assert_eq!((list.len(), list.last().unwrap().number), (MAX_EVENTS_TEXT / MAX_TEXT, 201));
     }
 }

@@ -57,7 +57,7 @@ impl Bus {
     /// Passes a reading and then each change, until the next reading is due. Returns false if the reconciler
     /// has ended.
     async fn follow_once(&self, client: &Client, prefix: &str) -> Result<bool> {
-        let opened = timeout(OPEN_TIMEOUT, open(client, prefix)).await;
+        let opened = timeout(OPEN_TIMEOUT, open(self.jetstream(client), client.new_inbox(), prefix)).await;
         let (stream, consumer) = opened
             .with_context(|| format!("open the bucket {DESIRED_BUCKET}: JetStream does not answer"))??;
         let interval = Duration::from_secs(self.config.agent.resync_seconds);
@@ -85,10 +85,14 @@ impl Bus {
     }
 }
 
-/// Opens the bucket, and creates a consumer of the newest entry of each key below `prefix`.
-async fn open(client: &Client, prefix: &str) -> Result<(Stream, Consumer<push::OrderedConfig>)> {
+/// Opens the bucket, and creates a consumer of the newest entry of each key below `prefix`. Messages are delivered to
+/// `inbox`.
+async fn open(
+    jetstream: jetstream::Context,
+    inbox: String,
+    prefix: &str,
+) -> Result<(Stream, Consumer<push::OrderedConfig>)> {
     let opening = || format!("open the bucket {DESIRED_BUCKET}");
-    let jetstream = jetstream::new(client.clone());
     let mut stream = jetstream.get_stream(format!("KV_{DESIRED_BUCKET}")).await.with_context(opening)?;
     let known = identify(stream.cached_info());
     let consumer = stream
@@ -96,7 +100,7 @@ async fn open(client: &Client, prefix: &str) -> Result<(Stream, Consumer<push::O
             // If a consumer has a name, the subject of the request that creates it contains the filter. A
             // broker can therefore check the filter.
             name: Some(format!("{:016x}", RandomState::new().hash_one(()))),
-            deliver_subject: client.new_inbox(),
+            deliver_subject: inbox,
             filter_subject: format!("{prefix}>"),
             deliver_policy: DeliverPolicy::LastPerSubject,
             ..push::OrderedConfig::default()

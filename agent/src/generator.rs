@@ -3,7 +3,7 @@
 use agent_protocol::deployment::{ContainerSpec, Limits, Port, Volume};
 use serde_json::{Map, Value, json};
 
-use crate::plan::{DIGEST_LABEL, labels, volume_name};
+use crate::plan::{DIGEST_LABEL, UNLIMITED_LABEL, labels, volume_name};
 use crate::podman::Mount;
 
 /// Upper bound for a container's log file, in bytes.
@@ -20,6 +20,8 @@ pub(crate) struct NewContainer<'a> {
     /// The digest of the document.
     pub(crate) digest: &'a str,
     pub(crate) spec: &'a ContainerSpec,
+    /// True if the container must have no memory limit.
+    pub(crate) omits_memory: bool,
     /// The anonymous volumes that the container takes over.
     pub(crate) anonymous_volumes: &'a [Mount],
 }
@@ -30,6 +32,10 @@ pub(crate) fn spec_generator(new: &NewContainer<'_>) -> Value {
     let NewContainer { device_id, deployment, digest, spec, .. } = *new;
     let mut labels = labels(device_id, deployment);
     labels.insert(DIGEST_LABEL.to_owned(), digest.to_owned());
+    let mut limits = spec.limits.clone();
+    if new.omits_memory && limits.memory_mib.take().is_some() {
+        labels.insert(UNLIMITED_LABEL.to_owned(), "memory".to_owned());
+    }
     let port = |port: &Port| {
         json!({
             "host_ip": port.address.map(|address| address.to_string()).unwrap_or_default(),
@@ -64,10 +70,10 @@ pub(crate) fn spec_generator(new: &NewContainer<'_>) -> Value {
     if let Some(seconds) = spec.stop_seconds {
         generator["stop_timeout"] = json!(seconds);
     }
-    if let Some(files) = spec.limits.open_files {
+    if let Some(files) = limits.open_files {
         generator["r_limits"] = json!([{ "type": "nofile", "soft": files, "hard": files }]);
     }
-    let resources = resource_limits(&spec.limits);
+    let resources = resource_limits(&limits);
     if !resources.is_empty() {
         generator["resource_limits"] = resources.into();
     }
@@ -102,6 +108,7 @@ mod tests {
             name: "iot-pi-7.web.new",
             digest: "d1",
             spec,
+            omits_memory: false,
             anonymous_volumes: &[],
         }
     }
@@ -130,6 +137,13 @@ mod tests {
             json!({"memory":{"limit":64 << 20},"cpu":{"quota":25000,"period":100_000},"pids":{"limit":9}})
         );
         assert_eq!(made["r_limits"][0]["hard"], 99);
+        assert!(made["labels"].get(UNLIMITED_LABEL).is_none());
+        let unlimited = spec_generator(&NewContainer { omits_memory: true, ..new_container(&spec) });
+        assert_eq!(unlimited["labels"][UNLIMITED_LABEL], "memory");
+        assert_eq!(
+            unlimited["resource_limits"],
+            json!({"cpu":{"quota":25000,"period":100_000},"pids":{"limit":9}})
+        );
         let least = spec_generator(&new_container(&ContainerSpec::of("localhost/a:1")));
         for absent in ["resource_limits", "command", "stop_signal", "stop_timeout"] {
             assert!(least.get(absent).is_none(), "{absent}");

@@ -1,4 +1,5 @@
-//! The agent's command line: `run` is the service; `check-config` and `status` are for people.
+//! The agent's command line: `run` is the service; `check-config` and `status` are for people, and
+//! `prepare-storage` is for podman's service.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use iot_agent::config::{Config, default_status_file};
 use iot_agent::status_report;
+use iot_agent::storage::{self, Places};
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -42,6 +44,30 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Prepare podman's storage; iot-podman.service runs this before it starts podman
+    ///
+    /// Deletes podman's temporary files and, after a boot, the layers of incomplete images. No podman may run.
+    PrepareStorage {
+        /// Podman's storage
+        #[arg(
+            long,
+            value_name = "DIR",
+            default_value = "/var/lib/iot-agent/.local/share/containers/storage"
+        )]
+        storage: PathBuf,
+        /// Directory for podman's temporary files
+        #[arg(long, value_name = "DIR")]
+        temporary: PathBuf,
+        /// The agent's state directory
+        #[arg(long, value_name = "DIR", default_value = "/var/lib/iot-agent")]
+        state: PathBuf,
+        /// File that exists from the first start after a boot until the next boot
+        #[arg(long, value_name = "FILE", default_value = "/run/iot-agent/podman-started")]
+        started: PathBuf,
+        /// The program podman
+        #[arg(long, value_name = "PROGRAM", default_value = "podman")]
+        podman: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -71,6 +97,12 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
             let text = if json { std::fs::read_to_string(&file)? } else { text };
             writeln!(std::io::stdout(), "{text}")?;
             Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::PrepareStorage { storage, temporary, state, started, podman } => {
+            for change in storage::prepare(&Places { storage, temporary, state, started, podman })? {
+                writeln!(std::io::stdout(), "{change}")?;
+            }
+            Ok(ExitCode::SUCCESS)
         }
         Command::Run { config } => {
             // The journal adds the time to each line and does not show colours.

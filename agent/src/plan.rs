@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use agent_protocol::deployment::Restart;
+use agent_protocol::is_name;
 
 use crate::desired::{Applied, Target};
 use crate::host::DeviceIdentity;
@@ -16,6 +17,9 @@ pub(crate) const DEVICE_LABEL: &str = "io.iot-agent.device";
 pub(crate) const DEPLOYMENT_LABEL: &str = "io.iot-agent.deployment";
 /// Label with the digest of the document.
 pub(crate) const DIGEST_LABEL: &str = "io.iot-agent.digest";
+
+/// Label with the limits of the document that the container does not have, since the device cannot enforce them.
+pub(crate) const UNLIMITED_LABEL: &str = "io.iot-agent.unlimited";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Step {
@@ -52,7 +56,7 @@ pub(crate) enum Step {
     },
     /// Remove surplus containers.
     Remove(Vec<String>),
-    /// Finish the deployment: there is no container, as desired.
+    /// Finish the deployment: there is no container, as desired, or none that the agent may touch.
     Gone,
 }
 
@@ -72,8 +76,27 @@ pub(crate) fn name_of_old(device_id: &str, deployment: &str) -> String {
     format!("{}.old", container_name(device_id, deployment))
 }
 
-pub(crate) fn volume_name(device_id: &str, deployment: &str, volume: &str) -> String {
+/// Returns whether the agent gives this name to a container: one of a deployment, a new one or a previous one.
+pub(crate) fn is_container_name(device_id: &str, name: &str) -> bool {
+    let deployment = name
+        .strip_prefix("iot-")
+        .and_then(|rest| rest.strip_prefix(device_id))
+        .and_then(|rest| rest.strip_prefix('.'));
+    let deployment =
+        deployment.map(|rest| rest.strip_suffix(".new").or(rest.strip_suffix(".old")).unwrap_or(rest));
+    deployment.is_some_and(is_name)
+}
+
+/// Returns the name of a volume of a deployment in podman.
+pub fn volume_name(device_id: &str, deployment: &str, volume: &str) -> String {
     format!("iot-{device_id}.{deployment}.{volume}")
+}
+
+/// Returns the deployment of a volume if the agent gives this name to a volume.
+pub fn deployment_of_volume<'a>(device_id: &str, volume: &'a str) -> Option<&'a str> {
+    let rest = volume.strip_prefix("iot-")?.strip_prefix(device_id)?.strip_prefix('.')?;
+    let (deployment, volume) = rest.split_once('.')?;
+    (is_name(deployment) && is_name(volume)).then_some(deployment)
 }
 
 /// Returns the label filter for everything that belongs to this device.
@@ -97,8 +120,14 @@ pub(crate) fn labels(device_id: &str, deployment: &str) -> BTreeMap<String, Stri
 /// and the previous one is renamed and started.
 pub(crate) fn next(device: &DeviceIdentity, deployment: &ManagedDeployment) -> Step {
     let containers = &deployment.containers;
-    let Target::Run { spec, digest } = &deployment.target else {
-        return if containers.is_empty() { Step::Gone } else { Step::Remove(ids(containers.iter())) };
+    let Target::Run { spec, digest, .. } = &deployment.target else {
+        // The agent has lost the state with the document of these containers, which a refused one does not replace.
+        let is_unknown = matches!(deployment.target, Target::Refused(_)) && deployment.applied.is_none();
+        return if containers.is_empty() || is_unknown {
+            Step::Gone
+        } else {
+            Step::Remove(ids(containers.iter()))
+        };
     };
     let proper = container_name(&device.device_id, &deployment.name);
     let Some(container) = pick(containers, digest, &proper) else { return Step::Make };

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
@@ -48,11 +49,9 @@ pub async fn run(config: Config) -> Result<()> {
         exe_sha256 = status.exe_sha256,
         "started"
     );
-    let reporter = StatusReporter::new(
-        status,
-        connection.clone(),
-        Store::new(&config.agent.state_directory, &config.agent.device_id),
-    );
+    let store = Store::new(&config.agent.state_directory, &config.agent.device_id);
+    let _lock = store.lock()?;
+    let reporter = StatusReporter::new(status, connection.clone(), store);
     let reconciler = Reconciler::new(&config, device.clone(), state_tx, Arc::clone(&progress));
     let podman = Podman::new(&config.podman.socket);
     let bus = Bus {
@@ -82,7 +81,8 @@ pub async fn run(config: Config) -> Result<()> {
     sd_notify::notify(&[sd_notify::NotifyState::Stopping]).context("notify systemd that the agent stops")
 }
 
-/// Writes the local status on each change and on each heartbeat.
+/// Writes the local status on each change and on each heartbeat. The file may be on a slow card, so a thread of its own
+/// writes it.
 async fn write_local(
     config: &Config,
     reporter: &StatusReporter,
@@ -94,7 +94,9 @@ async fn write_local(
     let mut failed = false;
     loop {
         let (current, bus) = (state.borrow_and_update().clone(), connection.borrow_and_update().clone());
-        match reporter.write_local(&current, &bus, &config.agent.status_file) {
+        let (reporter, path) = (reporter.clone(), config.agent.status_file.clone());
+        let written = spawn_blocking(move || reporter.write_local(&current, &bus, &path)).await;
+        match written.context("write the local status").flatten() {
             Ok(()) => failed = false,
             // The error is logged once, since the same line at each heartbeat would flood the journal.
             Err(error) if !failed => {

@@ -1,12 +1,12 @@
-//! Writes statuses for the bus and for `iot-agent status` on the device.
+//! Writes statuses and heartbeats for the bus, and statuses for `iot-agent status` on the device.
 
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use agent_protocol::DeviceStatus;
 use agent_protocol::status::shortened;
+use agent_protocol::{DeviceStatus, Heartbeat};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -16,7 +16,7 @@ use crate::files;
 use crate::host::{footprint, uptime_seconds};
 use crate::store::Store;
 
-/// Writes the statuses of this process and numbers them.
+/// Writes the statuses and the heartbeats of this process and numbers them.
 #[derive(Debug, Clone)]
 pub(crate) struct StatusReporter {
     /// The parts of the status that do not change while the process runs.
@@ -57,7 +57,7 @@ impl StatusReporter {
         })
     }
 
-    /// Builds the current status in at most `max_bytes`. Its number is that of the last written status.
+    /// Builds the current status in at most `max_bytes`. Its number is that of the last written document.
     pub(crate) fn current(&self, device_state: &DeviceState, max_bytes: usize) -> Result<DeviceStatus> {
         fit(self.status(device_state, self.sequence.load(Ordering::Relaxed))?, max_bytes)
             .map(|(status, _)| status)
@@ -65,8 +65,23 @@ impl StatusReporter {
 
     /// Builds the next status in at most `max_bytes`. Deployments that do not fit are omitted and counted.
     pub(crate) fn write(&self, device_state: &DeviceState, max_bytes: usize) -> Result<Vec<u8>> {
-        let status = self.status(device_state, self.sequence.fetch_add(1, Ordering::Relaxed) + 1)?;
-        fit(status, max_bytes).map(|(_, document)| document)
+        fit(self.status(device_state, self.next())?, max_bytes).map(|(_, document)| document)
+    }
+
+    /// Builds the next heartbeat.
+    pub(crate) fn heartbeat(&self, device_state: &DeviceState) -> Result<Vec<u8>> {
+        let heartbeat = Heartbeat {
+            sequence: self.next(),
+            uptime_seconds: uptime_seconds()?,
+            desired_revision: device_state.desired_revision,
+            ..self.template.clone().into()
+        };
+        serde_json::to_vec(&heartbeat).context("serialise the heartbeat")
+    }
+
+    /// Returns the number of the next document.
+    fn next(&self) -> u64 {
+        self.sequence.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Writes the current status for `iot-agent status` to the file `path`, which only its owner can read.
@@ -133,9 +148,11 @@ pub fn describe(path: &Path) -> Result<(String, bool)> {
             line.container.as_ref().map_or(String::new(), |c| format!(", container {} {}", c.id, c.state));
         let running =
             line.running_revision.map_or(String::new(), |revision| format!(" of revision {revision}"));
+        let missing = line.missing_limits.join(", ");
+        let missing = if missing.is_empty() { missing } else { format!(", without its limit of: {missing}") };
         let error = line.last_error.as_ref().map_or(String::new(), |error| format!(": {error}"));
         lines.push(format!(
-            "  {} revision {} {}{container}{running}, {} restarts{error}",
+            "  {} revision {} {}{container}{running}{missing}, {} restarts{error}",
             line.name, line.desired_revision, line.phase, line.restarts
         ));
     }
@@ -161,6 +178,7 @@ mod tests {
             phase: Phase::Running,
             container: None,
             running_revision: None,
+            missing_limits: Vec::new(),
             downloaded_bytes: None,
             last_error: Some("x".repeat(200)),
             restarts: 0,
@@ -187,6 +205,11 @@ mod tests {
             2,
             "each document has its own number"
         );
+        let heartbeat: Heartbeat =
+            serde_json::from_slice(&reporter.heartbeat(&state_of(9)).unwrap()).unwrap();
+        let status = reporter.current(&state_of(0), usize::MAX).unwrap();
+        assert_eq!((heartbeat.sequence, heartbeat.desired_revision), (3, 7));
+        assert_eq!(heartbeat, Heartbeat { uptime_seconds: heartbeat.uptime_seconds, ..status.into() });
     }
 
     #[test]

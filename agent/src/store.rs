@@ -2,6 +2,7 @@
 //! contains the format, the device and a digest, so that the agent notices corrupted data.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -12,6 +13,18 @@ use crate::{digest, files};
 /// The first word of the first line. The number is the format's version.
 const FORMAT: &str = "iot-agent-state-1";
 const DIGEST_LENGTH: usize = 64;
+/// The file of the state, in the store's directory.
+pub const STATE: &str = "state";
+/// The file of the previous state.
+pub const PREVIOUS_STATE: &str = "state.old";
+
+/// The reason why the state file is not usable.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Problem {
+    Missing,
+    /// The file is truncated, corrupt, of another format or of another device, or it cannot be read.
+    Unusable(String),
+}
 
 /// The state file of one device.
 #[derive(Debug, Clone)]
@@ -27,8 +40,22 @@ impl Store {
         Self { directory: directory.to_owned(), magic: format!("{FORMAT} {device_id} sha256:") }
     }
 
+    /// Locks the directory until the returned file is dropped. Two agents would replace each other's state. Returns
+    /// `None` if the directory cannot be opened; then nothing can be saved either, which each attempt reports.
+    ///
+    /// # Errors
+    /// Returns an error if another process has the lock.
+    pub fn lock(&self) -> Result<Option<File>> {
+        let Ok(directory) = File::open(&self.directory) else { return Ok(None) };
+        directory.try_lock().with_context(|| {
+            let path = self.directory.display();
+            format!("lock {path}: does another agent run? See systemctl status iot-agent")
+        })?;
+        Ok(Some(directory))
+    }
+
     fn path(&self) -> PathBuf {
-        self.directory.join("state")
+        self.directory.join(STATE)
     }
 
     /// Reads the state. A file that is truncated, corrupt, of another format or unreadable is renamed to
@@ -38,47 +65,58 @@ impl Store {
     /// Also returns the reason why the file is not usable, and its new path.
     pub fn load(&self) -> (Option<Desired>, Option<String>) {
         let path = self.path();
-        let reason = match self.read(&path) {
-            Ok(Some(found)) => return (Some(found), None),
-            Ok(None) => {
-                // The agent may have been restarted after it renamed a corrupt file.
-                let earlier = self.read(&self.earlier()).ok().flatten();
-                let problem = earlier.is_some().then(|| {
+        let (found, problem) = self.choose(|name| fs::read(self.directory.join(name)));
+        let reason = match problem {
+            None => return (found, None),
+            // The agent may have been restarted after it renamed a corrupt file.
+            Some(Problem::Missing) => {
+                let problem = found.is_some().then(|| {
                     format!("the state file {} is missing; the previous state is used", path.display())
                 });
-                return (earlier, problem);
+                return (found, problem);
             }
-            Err(reason) => reason,
+            Some(Problem::Unusable(reason)) => reason,
         };
         let aside = self.directory.join("state.corrupt");
         let place = match fs::rename(&path, &aside) {
             Ok(()) => format!("was renamed to {}", aside.display()),
             Err(error) => format!("cannot be renamed to {}: {error}", aside.display()),
         };
-        let earlier = self.read(&self.earlier()).ok().flatten();
-        let next =
-            if earlier.is_some() { "the previous state is used" } else { "there is no previous state" };
-        (
-            earlier,
-            Some(format!("the state file {} is not usable ({reason}) and {place}; {next}", path.display())),
-        )
+        let next = if found.is_some() { "the previous state is used" } else { "there is no previous state" };
+        let problem =
+            format!("the state file {} is not usable ({reason}) and {place}; {next}", path.display());
+        (found, Some(problem))
     }
 
-    fn read(&self, path: &Path) -> Result<Option<Desired>, String> {
-        match fs::read(path) {
+    /// Chooses the state as [`Store::load`] does, and changes no file. `read` returns the content of a file of the
+    /// store's directory ([`STATE`] or [`PREVIOUS_STATE`]). With the content of a disk after a power cut, `xtask/judge`
+    /// asks what the agent would make of it.
+    ///
+    /// Also returns the reason why the file [`STATE`] is not usable. The returned state is then the previous one.
+    pub fn choose(&self, read: impl Fn(&str) -> io::Result<Vec<u8>>) -> (Option<Desired>, Option<Problem>) {
+        let problem = match self.parse_content(read(STATE)) {
+            Ok(Some(found)) => return (Some(found), None),
+            Ok(None) => Problem::Missing,
+            Err(reason) => Problem::Unusable(reason),
+        };
+        (self.parse_content(read(PREVIOUS_STATE)).ok().flatten(), Some(problem))
+    }
+
+    fn parse_content(&self, content: io::Result<Vec<u8>>) -> Result<Option<Desired>, String> {
+        match content {
             Ok(bytes) => self.parse(&bytes).map(Some),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error.to_string()),
         }
     }
 
     /// Returns the path of the previous state.
     fn earlier(&self) -> PathBuf {
-        self.directory.join("state.old")
+        self.directory.join(PREVIOUS_STATE)
     }
 
-    /// Writes the state to disk and syncs it. If this fails, the previous state is still there. The previous state stays
-    /// as `state.old`, because a card may corrupt a file that was synced.
+    /// Writes the state to disk and syncs it. If this fails, the previous state is still there. The previous state
+    /// stays as `state.old`, because a card may corrupt a file that was synced.
     pub(crate) fn save(&self, desired: &Desired) -> Result<()> {
         let path = self.path();
         if path.is_file() {
@@ -87,6 +125,12 @@ impl Store {
         }
         files::replace_durably(&path, &self.serialise(desired))
             .with_context(|| format!("write the desired state to {}", path.display()))
+    }
+
+    /// Syncs the names of the state's files.
+    pub(crate) fn sync_directory(&self) -> Result<()> {
+        let path = self.path();
+        files::sync_parent(&path).with_context(|| format!("sync the directory of {}", path.display()))
     }
 
     /// Writes the cached data of the state's file system to disk (syncfs(2)), since podman does not sync the
@@ -142,6 +186,18 @@ mod tests {
     }
 
     #[test]
+    fn two_agents_do_not_share_a_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let [first, second] = [(); 2].map(|()| Store::new(directory.path(), "pi-7"));
+        let lock = first.lock().unwrap();
+        let error = format!("{:#}", second.lock().unwrap_err());
+        assert!(lock.is_some() && error.contains("does another agent run?"), "{error}");
+        drop(lock);
+        assert!(second.lock().unwrap().is_some());
+        assert!(Store::new(Path::new("/nonexistent"), "pi-7").lock().unwrap().is_none());
+    }
+
+    #[test]
     fn a_saved_state_is_loaded() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::new(directory.path(), "pi-7");
@@ -149,9 +205,11 @@ mod tests {
         store.save(&small()).unwrap();
         assert_eq!(store.load(), (Some(small()), None));
         store.sync_file_system().unwrap();
+        store.sync_directory().unwrap();
         let other = Store::new(directory.path(), "pi-8").load();
         assert!(other.0.is_none() && other.1.unwrap().contains("another device"));
-        assert!(Store::new(Path::new("/nonexistent"), "pi-7").save(&small()).is_err());
+        let nowhere = Store::new(Path::new("/nonexistent"), "pi-7");
+        assert!(nowhere.save(&small()).is_err() && nowhere.sync_directory().is_err());
     }
 
     /// Truncates the file at every length and changes every byte in three ways.
@@ -196,6 +254,30 @@ mod tests {
         }
         store.save(&Desired::default()).unwrap();
         assert_eq!(store.load(), (Some(Desired::default()), None));
+    }
+
+    #[test]
+    fn a_state_is_chosen_without_a_change_of_the_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(directory.path(), "pi-7");
+        let choose = || store.choose(|name| fs::read(directory.path().join(name)));
+        assert_eq!(choose(), (None, Some(Problem::Missing)));
+        store.save(&small()).unwrap();
+        store.save(&Desired::default()).unwrap();
+        assert_eq!(choose(), (Some(Desired::default()), None));
+        fs::write(store.path(), "torn").unwrap();
+        for _ in 0..2 {
+            let (found, problem) = choose();
+            assert_eq!(found, Some(small()));
+            assert!(matches!(problem, Some(Problem::Unusable(reason)) if reason.contains("truncated")));
+        }
+        fs::remove_file(store.path()).unwrap();
+        assert_eq!(choose(), (Some(small()), Some(Problem::Missing)));
+        let documents: Vec<_> = small()
+            .documents()
+            .map(|(name, document)| (name.to_owned(), document.map(str::to_owned)))
+            .collect();
+        assert_eq!((small().revision(), documents), (7, vec![("w".to_owned(), Some("{}".to_owned()))]));
     }
 
     #[test]

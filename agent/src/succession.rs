@@ -14,6 +14,9 @@ pub(crate) struct Accepted {
     pub(crate) revision: u64,
     /// The text of the document.
     pub(crate) document: String,
+    /// The id of the image of `target`, if it follows a tag.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) image: Option<String>,
     /// Follows from the text, as [`DesiredEntry::target`] does.
     #[serde(skip)]
     pub(crate) target: Target,
@@ -25,7 +28,7 @@ impl Accepted {
     }
 
     fn parsed(self, name: &str) -> Option<Self> {
-        let target = Target::of(name, &Operation::Put(self.document.clone()));
+        let target = Target::of(name, &Operation::Put(self.document.clone())).with_image(self.image.as_ref());
         target.digest().is_some().then_some(Self { target, ..self })
     }
 }
@@ -40,17 +43,14 @@ pub(crate) struct Previous {
 }
 
 impl Previous {
-    /// Returns whether the deployment can be rolled back to this container: it had passed its probation, or it ran until
-    /// the agent stopped it for its successor.
+    /// Returns whether the deployment can be rolled back to this container: it had passed its probation, or it ran
+    /// until the agent stopped it for its successor.
     pub(crate) fn is_proven(&self) -> bool {
         !self.applied.unproven || self.applied.stopped
     }
 
     pub(crate) fn spec(&self) -> Option<&ContainerSpec> {
-        match &self.accepted.target {
-            Target::Run { spec, .. } => Some(spec),
-            _ => None,
-        }
+        self.accepted.target.spec()
     }
 }
 
@@ -72,6 +72,13 @@ impl Target {
             _ => None,
         }
     }
+
+    pub(crate) fn spec(&self) -> Option<&ContainerSpec> {
+        match self {
+            Self::Run { spec, .. } => Some(spec),
+            _ => None,
+        }
+    }
 }
 
 impl DesiredEntry {
@@ -80,6 +87,7 @@ impl DesiredEntry {
         let new = Self {
             revision,
             operation,
+            image: target.image().cloned(),
             target,
             applied: None,
             accepted: None,
@@ -93,11 +101,11 @@ impl DesiredEntry {
         let Self { applied, previous, .. } = known;
         match (new.target.digest(), current, previous) {
             // Only the revision is new.
-            (Some(digest), Some(current), previous) if current.digest() == digest => {
-                Self { applied, previous, ..new }
+            (Some(_), Some(current), previous) if current.target.serves(&new.target) => {
+                Self { applied, previous, target: current.target, image: current.image, ..new }
             }
-            (Some(digest), _, Some(previous)) if previous.accepted.digest() == digest => {
-                Self { applied: Some(previous.applied), ..new }
+            (Some(_), _, Some(Previous { accepted, applied })) if accepted.target.serves(&new.target) => {
+                Self { applied: Some(applied), target: accepted.target, image: accepted.image, ..new }
             }
             (Some(_), Some(accepted), previous) => {
                 let previous = match (applied, previous) {
@@ -128,6 +136,7 @@ impl DesiredEntry {
             (None, Operation::Put(document)) if self.target.digest().is_some() => Some(Accepted {
                 revision: self.revision,
                 document: document.clone(),
+                image: self.image.clone(),
                 target: self.target.clone(),
             }),
             _ => None,
@@ -141,7 +150,7 @@ impl DesiredEntry {
 
     /// Computes the targets, which the state file does not contain.
     pub(crate) fn parse_documents(&mut self, name: &str) {
-        self.target = Target::of(name, &self.operation);
+        self.target = Target::of(name, &self.operation).with_image(self.image.as_ref());
         self.accepted = self.accepted.take().and_then(|accepted| accepted.parsed(name));
         self.previous = self.previous.take().and_then(|previous| {
             let accepted = previous.accepted.parsed(name)?;

@@ -36,6 +36,10 @@ fn install(root: &Path, bundle: &Path) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
 #[test]
 fn an_installation_keeps_the_executable_before_it_and_the_devices_secrets() {
     let root = tempfile::tempdir().unwrap();
@@ -52,13 +56,32 @@ fn an_installation_keeps_the_executable_before_it_and_the_devices_secrets() {
     std::fs::write(root.join("ca.pem"), "").unwrap();
     symlink(root.join("ca.pem"), secrets.join("ca.pem")).unwrap();
     std::fs::write(secrets.join("token"), "old").unwrap();
-    // The token is replaced while the new configuration is checked.
-    let second = bundle(root, "second", &format!("printf new > {}/token", secrets.display()));
+    let unreadable = secrets.join("old/key");
+    std::fs::create_dir(secrets.join("old")).unwrap();
+    std::fs::write(&unreadable, "").unwrap();
+    std::fs::set_permissions(&unreadable, std::fs::Permissions::from_mode(0o600)).unwrap();
+    // The token is replaced while the new configuration is checked. The check sees the rights of the device's files.
+    let staged = root.join("etc/iot-agent/staged/secrets");
+    let check = format!(
+        "printf new > {}/token; test $(stat -c %a {}) = 600 || exit 1",
+        secrets.display(),
+        staged.join("old/key").display()
+    );
+    let second = bundle(root, "second", &check);
+    std::fs::create_dir_all(second.join("secrets/pki")).unwrap();
+    std::fs::write(second.join("secrets/pki/.ca.pem"), "").unwrap();
+    // Without a configuration in the bundle, the device's own one stays, even if it is a link.
+    let config = root.join("etc/iot-agent/config.toml");
+    std::fs::rename(&config, root.join("config.toml")).unwrap();
+    symlink(root.join("config.toml"), &config).unwrap();
     for _ in 0..2 {
         std::fs::write(secrets.join("token"), "old").unwrap();
         install(root, &second);
         assert_eq!(std::fs::read_to_string(secrets.join("token")).unwrap(), "new");
-        assert!(secrets.join("ca.pem").is_symlink());
+        assert!(secrets.join("ca.pem").is_symlink() && config.is_symlink());
+        assert_eq!(mode(&secrets.join("pki")), 0o750);
+        assert_eq!(mode(&secrets.join("pki/.ca.pem")), 0o640);
+        assert_eq!(mode(&unreadable), 0o600);
         let versions = std::fs::read_dir(root.join("usr/local/lib/iot-agent/versions")).unwrap();
         assert_eq!(versions.count(), 2);
     }

@@ -11,7 +11,7 @@ type Files = BTreeMap<Vec<String>, String>;
 type Arrows = BTreeMap<Vec<String>, BTreeSet<Vec<String>>>;
 
 /// The folders of `xtask-vm`. Each folder uses only those before it, and `main.rs` uses all of them.
-const FOLDERS: [&str; 6] = ["guest", "libvirt", "vm", "smoke", "bench", "preflight"];
+const FOLDERS: [&str; 8] = ["background", "guest", "libvirt", "vm", "smoke", "bench", "preflight", "several"];
 
 /// Reads the files below `root`, without the tests in them.
 fn files(root: &Path) -> Files {

@@ -75,6 +75,45 @@ fn architectures_are_told_apart_in_one_table() {
     assert_eq!(offenders(branches), Vec::<String>::new());
 }
 
+/// The agent has one thread, and a sync takes minutes on a slow card. Two of the agent's modules sync files. Other
+/// modules call their functions in a thread of its own.
+#[test]
+fn the_agent_waits_for_its_disk_in_threads_of_their_own() {
+    const CALLS: [&str; 10] = [
+        "store.save(",
+        "store.sync_file_system(",
+        "records.begin(",
+        "records.end(",
+        "records.finish(",
+        "records.forget(",
+        "records.interrupted(",
+        "reset.finish(",
+        "reset.request(",
+        "reset.withdraw(",
+    ];
+    /// The lines that a closure of `spawn_blocking` has at most before such a call.
+    const LINES: usize = 6;
+    let has = |line: &str, words: &[&str]| words.iter().any(|word| line.contains(word));
+    let is_agent = |name: &str| name.starts_with("agent/src/");
+    let mut syncs = offenders(|name, text| {
+        is_agent(name) && code(text).any(|line| has(line, &["sync_all", "sync_data", "syncfs"]))
+    });
+    syncs.sort();
+    assert_eq!(syncs, ["agent/src/files.rs", "agent/src/store.rs"]);
+    let mut calls = 0;
+    // `prepare-storage` is a program of its own.
+    let is_in_loop = |name: &str| is_agent(name) && name != "agent/src/storage.rs";
+    for (name, text) in sources().iter().filter(|(name, _)| is_in_loop(name)) {
+        let lines: Vec<_> = code(text).collect();
+        for at in (0..lines.len()).filter(|at| has(lines[*at], &CALLS)) {
+            calls += 1;
+            let closure = &lines[at.saturating_sub(LINES)..=at];
+            assert!(closure.iter().any(|line| line.contains("spawn_blocking(")), "{name}: {}", lines[at]);
+        }
+    }
+    assert!(calls >= CALLS.len(), "the calls have other names");
+}
+
 /// `println!` and its siblings panic if the stream is closed or its disk is full. `xtask_core::output` has functions
 /// that do not.
 #[test]

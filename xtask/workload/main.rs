@@ -28,10 +28,15 @@ unsafe extern "C" {
 }
 
 pub(crate) fn main() -> io::Result<()> {
+    serve(count_start)
+}
+
+/// Counts this start with `count`, and answers each client.
+pub(crate) fn serve(count: fn(&Path) -> io::Result<u64>) -> io::Result<()> {
     // The kernel drops a signal for which the first process of a container has no handler, and this is that process.
     // SAFETY: the handler has the signature that signal(2) wants, and does nothing that is not async-signal-safe.
     unsafe { signal(SIGTERM, end) };
-    let starts = count_start(Path::new(VOLUME))?;
+    let starts = count(Path::new(VOLUME))?;
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     let generation: u64 =
         std::env::var("GENERATION").ok().and_then(|text| text.parse().ok()).unwrap_or_default();

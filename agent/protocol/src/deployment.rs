@@ -47,6 +47,9 @@ pub struct ContainerSpec {
     /// The reference of the image. It names a registry or begins with `localhost/`, and it has a tag or a
     /// digest.
     pub image: String,
+    /// When the registry is asked for the image.
+    #[serde(default, skip_serializing_if = "PullPolicy::is_default")]
+    pub pull: PullPolicy,
     /// The command that replaces the image's command. If it is empty, the image's own command is used.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
@@ -72,6 +75,25 @@ pub struct ContainerSpec {
     /// [`MAX_PROBATION_SECONDS`]; 60 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probation_seconds: Option<u32>,
+}
+
+/// When the agent asks the registry for the image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PullPolicy {
+    /// The agent asks only if the device does not have the image.
+    #[default]
+    Missing,
+    /// The agent also asks if the document is new, if the agent has started, and at intervals. If the tag has moved to
+    /// another image, that image replaces the running one.
+    Always,
+}
+
+impl PullPolicy {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A signal that asks a container to stop (signal(7)).
@@ -218,6 +240,11 @@ impl ContainerSpec {
         Self { image: image.to_owned(), ..Self::default() }
     }
 
+    /// Returns whether the agent follows the tag of the image. A reference with a digest has only one image.
+    pub fn follows_tag(&self) -> bool {
+        self.pull == PullPolicy::Always && !self.image.contains('@')
+    }
+
     /// Returns the time that a new container must run before it replaces its predecessor for good.
     pub fn probation(&self) -> Duration {
         Duration::from_secs(self.probation_seconds.unwrap_or(DEFAULT_PROBATION_SECONDS).into())
@@ -312,76 +339,4 @@ impl Limits {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    pub(crate) const WHOLE: &str = r#"{"version":1,"kind":"podman-container","spec":{
-        "image":"localhost/web:3","command":["/web","-v"],"env":{"A":"b"},
-        "ports":[{"host":8080,"container":80}],
-        "volumes":[{"name":"data","mount":"/data"}],
-        "restart":"on-failure","stop_signal":"SIGINT","stop_seconds":30,"probation_seconds":5,"limits":{"memory_mib":64,"millicpus":500,"processes":20,"open_files":64}}}"#;
-
-    #[test]
-    fn a_document_survives_a_round_trip() {
-        let document = Document::parse(WHOLE.as_bytes()).unwrap();
-        let Deployment::PodmanContainer(spec) = &document.deployment;
-        assert_eq!((spec.image.as_str(), spec.restart), ("localhost/web:3", Restart::OnFailure));
-        assert_eq!(Document::parse(&document.to_bytes()).unwrap(), document);
-        let least = Document::parse(
-            br#"{"version":1,"kind":"podman-container","spec":{"image":"registry.example:5000/a/b@sha256:00"}}"#,
-        );
-        assert_eq!(
-            least.unwrap(),
-            Document::of(Deployment::PodmanContainer(ContainerSpec::of(
-                "registry.example:5000/a/b@sha256:00"
-            )))
-        );
-    }
-
-    #[test]
-    fn invalid_documents_are_refused_with_a_reason() {
-        let table = [
-            ("{", "not JSON"),
-            ("[]", "not a JSON object"),
-            ("{}", "version: expected the whole number 1"),
-            (r#"{"version":2,"kind":"podman-container","spec":{}}"#, "version: expected the whole number 1"),
-            (r#"{"version":1,"kind":"wasm","spec":{}}"#, "kind: expected \"podman-container\""),
-            (r#"{"version":1,"spec":{}}"#, "kind: expected"),
-            (r#"{"version":1,"kind":"podman-container"}"#, "spec: expected an object"),
-            (r#"{"version":1,"kind":"podman-container","spec":{}}"#, "spec.image: expected a string"),
-        ];
-        for (text, expected) in table {
-            let refusal = Document::parse(text.as_bytes()).unwrap_err();
-            assert!(refusal.0.contains(expected), "{text}: {refusal:?} does not contain {expected:?}");
-        }
-        let changes = [
-            ("localhost/web:3", "web", "must name its registry"),
-            ("localhost/web:3", "localhost/web", "must name its registry"),
-            ("localhost/web:3", "docker.io/web:", "must name its registry"),
-            ("localhost/web:3", "me:s3cret@docker.io/web:3", "must name its registry"),
-            ("localhost/web:3", "https://me:s3cret@docker.io/web:3", "must name its registry"),
-            ("\"A\":", "\"A=\":", "spec.env[0]: a name"),
-            ("\"host\":8080", "\"host\":0", "0 is not a valid port"),
-            ("\"host\":8080", "\"host\":80800", "spec.ports[0].host: expected a whole number"),
-            ("\"name\":\"data\"", "\"name\":\"../data\"", "spec.volumes[0].name: expected"),
-            ("\"/data\"", "\"data\"", "spec.volumes[0].mount: expected an absolute path"),
-            ("\"/data\"", "\"/a/../../b\"", "spec.volumes[0].mount: expected an absolute path"),
-            ("on-failure", "sometimes", "spec.restart: expected"),
-            ("SIGINT", "SIGSTOP", "spec.stop_signal: expected"),
-            ("\"stop_seconds\":30", "\"stop_seconds\":121", "spec.stop_seconds: must be at most 120"),
-            (
-                "\"probation_seconds\":5",
-                "\"probation_seconds\":3601",
-                "spec.probation_seconds: must be at most 3600",
-            ),
-            ("\"memory_mib\":64", "\"memory_mib\":1", "spec.limits.memory_mib: must be at least 4"),
-            ("\"restart\"", "\"privileged\":true,\"restart\"", "\"privileged\" is unknown"),
-        ];
-        for (from, to, expected) in changes {
-            let text = WHOLE.replacen(from, to, 1);
-            assert_ne!(text, WHOLE, "{from}");
-            let refusal = Document::parse(text.as_bytes()).unwrap_err();
-            assert!(refusal.0.contains(expected), "{to}: {refusal:?} does not contain {expected:?}");
-        }
-    }
-}
+pub(crate) mod tests;

@@ -29,6 +29,7 @@ struct Field(&'static str, bool, Form);
 
 const SPEC: Form = Form::Object(&[
     Field("image", true, Form::Text),
+    Field("pull", false, Form::OneOf(&["missing", "always"])),
     Field("command", false, Form::List(&Form::Text)),
     Field("env", false, Form::Names(&Form::Text)),
     Field("ports", false, Form::List(&PORT)),

@@ -4,11 +4,14 @@ use serde::{Deserialize, Serialize};
 
 /// Upper bound for the events in a status; the oldest are dropped first.
 pub const MAX_EVENTS: usize = 32;
+/// Upper bound for the bytes of all events in a status. An idle device sends the same events every ten minutes.
+pub const MAX_EVENTS_TEXT: usize = 3072;
 /// Upper bound for the bytes of an error or an event. It makes a status with a thousand deployments fit into
 /// one message.
 pub const MAX_TEXT: usize = 240;
 
-/// The status of a device. It is sent after each (re)connect, on each change, and at each heartbeat.
+/// The status of a device. It is sent after each (re)connect, on each change, and at a long interval. Between two
+/// statuses, the device sends heartbeats ([`super::Heartbeat`]).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceStatus {
     /// The value of [`super::STATUS_SCHEMA`].
@@ -27,7 +30,7 @@ pub struct DeviceStatus {
     pub kernel: String,
     /// Seconds since the kernel started.
     pub uptime_seconds: u64,
-    /// The number of this status, counted from 1 for each agent process.
+    /// The number of this status, counted from 1 for each agent process. Heartbeats are counted, too.
     pub sequence: u64,
     /// The highest revision of the desired state on this device's disk; 0 before there is one. It acknowledges all
     /// changes up to this revision: they survive a power cut.
@@ -43,13 +46,14 @@ pub struct DeviceStatus {
     /// The space that is free for the agent's user on the disk with its state and the images, in MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_free_mib: Option<u64>,
-    /// The deployments by name, including deleted ones until they are purged.
+    /// The deployments by name. A deleted deployment is there until its deletion is carried out: if `desired_revision`
+    /// is at least the revision of the deletion and the deployment is not in the list, it is gone.
     #[serde(default)]
     pub deployments: Vec<DeploymentStatus>,
     /// The number of deployments that did not fit into this document.
     #[serde(default)]
     pub deployments_omitted: u32,
-    /// The latest events, oldest first, at most [`MAX_EVENTS`].
+    /// The latest events, oldest first, at most [`MAX_EVENTS`] with at most [`MAX_EVENTS_TEXT`] bytes.
     #[serde(default)]
     pub events: Vec<Event>,
     #[serde(default)]
@@ -92,6 +96,10 @@ pub struct DeploymentStatus {
     /// document was refused or rolled back, or its container cannot be made yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running_revision: Option<u64>,
+    /// The names of the document's limits that the container does not have, because the device cannot enforce them:
+    /// `memory`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing_limits: Vec<String>,
     /// The bytes of the image that have been downloaded, while the phase is [`Phase::Pending`] for a download.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downloaded_bytes: Option<u64>,
@@ -127,7 +135,8 @@ pub enum Phase {
     RolledBack,
     /// The deployment was deleted, and its container still exists.
     Removing,
-    /// The deployment was deleted; its volumes still exist.
+    /// The deployment was deleted, and its container is gone. Only earlier agents report this phase; see
+    /// [`DeviceStatus::deployments`].
     Removed,
 }
 
@@ -146,8 +155,8 @@ pub struct ObservedContainer {
     pub state: String,
     /// The exit code, if the container has ended.
     pub exit_code: Option<i32>,
-    /// The id of the container's image: the SHA-256 of its configuration (OCI image specification, image ID). A tag can be
-    /// moved to another image. The id names one image only.
+    /// The id of the container's image: the SHA-256 of its configuration (OCI image specification, image ID). A tag can
+    /// be moved to another image. The id names one image only.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub image: String,
 }
@@ -161,8 +170,8 @@ pub struct Event {
     pub what: String,
 }
 
-/// Shortens `text` to at most [`MAX_TEXT`] bytes. A text that is too long loses its middle, because an error begins with
-/// what was attempted and ends with the cause.
+/// Shortens `text` to at most [`MAX_TEXT`] bytes. A text that is too long loses its middle, because an error begins
+/// with what was attempted and ends with the cause.
 pub fn shortened(text: &str) -> String {
     if text.len() <= MAX_TEXT {
         return text.to_owned();

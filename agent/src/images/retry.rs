@@ -1,7 +1,7 @@
-//! The pauses between the downloads of an image that has failed. They depend on the reason, because a registry answers a
-//! wrong name in the same way for a long time, and counts the requests of a fleet.
+//! The pauses between the downloads of an image that has failed. They depend on the reason, because a registry answers
+//! a wrong name in the same way for a long time, and counts the requests of a fleet.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
@@ -34,15 +34,25 @@ pub(super) struct Failure {
     count: u32,
     pub(super) error: String,
     /// The time of the next attempt.
-    pub(super) until: Instant,
+    until: Instant,
+    /// The version of the file with the logins when the download began.
+    logins: LoginsVersion,
 }
+
+/// The version of the file with the logins to registries ([`crate::credentials::modified`]).
+pub(super) type LoginsVersion = Option<(SystemTime, u64)>;
 
 impl Failure {
     /// Records a failure after an earlier one of the same image, if there was one.
-    pub(super) fn after(earlier: Option<&Self>, error: String) -> Self {
+    pub(super) fn after(earlier: Option<&Self>, error: String, logins: LoginsVersion) -> Self {
         let count = earlier.map_or(0, |earlier| earlier.count) + 1;
         let pause = jittered(pause(&error, count));
-        Self { count, error, until: Instant::now() + pause }
+        Self { count, error, until: Instant::now() + pause, logins }
+    }
+
+    /// Returns the end of the pause. The pause also ends if the logins were replaced.
+    pub(super) fn pauses_until(&self, logins: LoginsVersion) -> Option<Instant> {
+        (Instant::now() < self.until && self.logins == logins).then_some(self.until)
     }
 }
 
@@ -59,7 +69,7 @@ fn pause(error: &str, count: u32) -> Duration {
 }
 
 /// Returns a pause between 75 % and 125 %, so that the devices of a fleet do not ask at the same time.
-fn jittered(pause: Duration) -> Duration {
+pub(super) fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.75) + jitter(pause / 2)
 }
 
@@ -78,6 +88,20 @@ mod tests {
         assert_eq!([1, 2, 9].map(|count| seconds(unknown, count)), [60, 120, 3600]);
         let limit = "reading manifest: toomanyrequests: You have reached your pull rate limit";
         assert_eq!([1, 5].map(|count| seconds(limit, count)), [300, 3600]);
+        let limit =
+            "initializing source: pinging container registry r.example: too many requests to registry";
+        assert_eq!(seconds(limit, 1), 300);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_ends_with_its_time_or_with_new_logins() {
+        let logins = |seconds| Some((SystemTime::UNIX_EPOCH + Duration::from_secs(seconds), 1));
+        let first = Failure::after(None, "unauthorized".to_owned(), logins(1));
+        let pauses = |failure: &Failure, seconds| failure.pauses_until(logins(seconds)).is_some();
+        assert!(pauses(&first, 1) && !pauses(&first, 2) && first.pauses_until(None).is_none());
+        let second = Failure::after(Some(&first), "unauthorized".to_owned(), logins(2));
+        tokio::time::advance(Duration::from_secs(80)).await;
+        assert!(pauses(&second, 2) && !pauses(&first, 1));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use agent_protocol::{ContainerSpec, Refusal};
 
 fn target(restart: Restart) -> Target {
     let spec = ContainerSpec { restart, ..ContainerSpec::of("localhost/a:1") };
-    Target::Run { spec, digest: "d1".into() }
+    Target::Run { spec, digest: "d1".into(), image: None }
 }
 
 fn listed(id: &str, digest: &str, state: &str, exit_code: i32) -> ListedContainer {
@@ -102,10 +102,17 @@ fn every_state_has_a_next_step() {
 
 #[test]
 fn containers_of_other_targets_are_removed() {
-    for target in [Target::Removed, Target::Purged, Target::Refused(Refusal("no".into()))] {
-        assert_eq!(step(&target, &[listed("a", "d1", "running", 0)], None), Step::Remove(vec!["a".into()]));
+    let running = [listed("a", "d1", "running", 0)];
+    let refused = || Target::Refused(Refusal("no".into()));
+    for target in [Target::Removed, Target::Purged, refused()] {
+        let record = applied("a", "d1", "boot-2");
+        assert_eq!(step(&target, &running, Some(&record)), Step::Remove(vec!["a".into()]));
         assert_eq!(step(&target, &[], None), Step::Gone);
     }
+    for target in [Target::Removed, Target::Purged] {
+        assert_eq!(step(&target, &running, None), Step::Remove(vec!["a".into()]));
+    }
+    assert_eq!(step(&refused(), &running, None), Step::Gone, "the state with its document was lost");
 }
 
 #[test]
@@ -253,8 +260,12 @@ fn takeover(
     change: impl FnOnce(&mut ManagedDeployment),
 ) -> (Step, ManagedDeployment) {
     let spec = ContainerSpec::of("localhost/a:0");
-    let accepted =
-        Accepted { revision: 0, document: String::new(), target: Target::Run { spec, digest: "d0".into() } };
+    let accepted = Accepted {
+        revision: 0,
+        document: String::new(),
+        image: None,
+        target: Target::Run { spec, digest: "d0".into(), image: None },
+    };
     let mut managed = ManagedDeployment {
         applied: Some(Applied { unproven: true, ..applied("b", "d1", "boot-2") }),
         previous: Some(Previous { accepted, applied: applied("a", "d0", "boot-2") }),
@@ -262,4 +273,32 @@ fn takeover(
     };
     change(&mut managed);
     (next(&device(), &managed), managed)
+}
+
+#[test]
+fn the_names_of_the_agents_containers_are_recognised() {
+    for (name, is_own) in [
+        ("iot-pi-7.web", true),
+        ("iot-pi-7.web.new", true),
+        ("iot-pi-7.old.old", true),
+        ("iot-pi-7.web.data", false),
+        ("iot-pi-7.", false),
+        ("iot-pi-70.web", false),
+        ("web", false),
+    ] {
+        assert_eq!(is_container_name("pi-7", name), is_own, "{name}");
+    }
+}
+
+#[test]
+fn the_names_of_the_agents_volumes_are_recognised() {
+    for (name, deployment) in [
+        ("iot-pi-7.web.data", Some("web")),
+        ("iot-pi-7.web", None),
+        ("iot-pi-7.web.data.x", None),
+        ("iot-pi-70.web.data", None),
+        ("5f5f5f", None),
+    ] {
+        assert_eq!(deployment_of_volume("pi-7", name), deployment, "{name}");
+    }
 }

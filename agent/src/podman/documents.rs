@@ -43,6 +43,27 @@ pub(crate) struct ListedPort {
     pub(crate) range: u16,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Info {
+    pub(crate) host: HostInfo,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct HostInfo {
+    cgroup_version: String,
+    cgroup_controllers: Option<Vec<String>>,
+}
+
+impl HostInfo {
+    /// Returns the controllers of the user's part of cgroups v2.
+    pub(crate) fn controllers(self) -> Option<Vec<String>> {
+        // Go writes an empty list as null.
+        (self.cgroup_version == "v2").then(|| self.cgroup_controllers.unwrap_or_default())
+    }
+}
+
 /// The details of a container that its listing does not have.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]

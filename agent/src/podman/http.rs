@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use hyper::header::HeaderValue;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -63,17 +64,12 @@ impl Podman {
     }
 
     pub(super) async fn send(&self, method: Method, path: &str, body: Body) -> Result<Response<Incoming>> {
-        self.send_to(API, method, path, body).await
+        let request = Request::builder().method(method).uri(format!("{API}{path}")).body(body);
+        self.send_request(request.context("build a request to podman")?).await
     }
 
-    /// Sends a request of this API.
-    pub(super) async fn send_to(
-        &self,
-        api: &str,
-        method: Method,
-        path: &str,
-        body: Body,
-    ) -> Result<Response<Incoming>> {
+    /// Sends a request with a path of any API.
+    pub(super) async fn send_request(&self, mut request: Request<Body>) -> Result<Response<Incoming>> {
         let stream = UnixStream::connect(&self.socket)
             .await
             .with_context(|| format!("connect to podman at {}", self.socket.display()))?;
@@ -86,13 +82,9 @@ impl Podman {
                 tracing::debug!("a connection to podman ended: {error}");
             }
         });
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("{api}{path}"))
-            .header("host", "podman")
-            .header("content-type", "application/json")
-            .body(body)
-            .context("build a request to podman")?;
+        let headers = request.headers_mut();
+        headers.insert("host", HeaderValue::from_static("podman"));
+        headers.insert("content-type", HeaderValue::from_static("application/json"));
         let response = sender.send_request(request).await.context("send a request to podman")?;
         let status = response.status();
         if status.is_success() || status == StatusCode::NOT_MODIFIED {

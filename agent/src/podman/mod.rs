@@ -27,7 +27,7 @@ use tokio::time::sleep;
 use crate::device_state::short_id;
 #[cfg(test)]
 pub(crate) use documents::ListedPort;
-use documents::{ContainerDetails, Image, ListedVolume};
+use documents::{ContainerDetails, Image, Info, ListedVolume};
 pub(crate) use documents::{ListedContainer, Mount};
 use http::{ApiError, empty, encoded, read};
 
@@ -77,6 +77,14 @@ impl Podman {
         self.get("/containers/json?all=true").await.context("list the containers")
     }
 
+    /// Lists the containers that podman's storage has and podman's database lacks.
+    pub(crate) async fn storage_containers(&self) -> Result<Vec<ListedContainer>> {
+        let listed = self.get("/containers/json?all=true&external=true").await;
+        let mut listed: Vec<ListedContainer> = listed.context("list the containers in podman's storage")?;
+        listed.retain(|container| container.state == "storage");
+        Ok(listed)
+    }
+
     /// Lists the volumes with this label.
     pub(crate) async fn volumes(&self, label: &str) -> Result<Vec<ListedVolume>> {
         let path = format!("/volumes/json?{}", filters(&json!({ "label": [label] })));
@@ -102,6 +110,13 @@ impl Podman {
         let body = BodyExt::boxed(StreamBody::new(chunks));
         let loaded = self.call(Method::POST, "/images/load", body, LOAD_TIMEOUT).await;
         loaded.map(drop).with_context(|| format!("load the image archive {}", archive.display()))
+    }
+
+    /// Returns the controllers that containers of podman's user can have; `None` if podman does not tell, or if the
+    /// device has cgroups v1, where users have no controllers of their own.
+    pub(crate) async fn controllers(&self) -> Result<Option<Vec<String>>> {
+        let info: Info = self.get("/info").await.context("ask for the cgroup controllers")?;
+        Ok(info.host.controllers())
     }
 
     /// Creates a container and returns its id. `spec` is libpod's SpecGenerator.
@@ -242,6 +257,11 @@ fn filters(wanted: &Value) -> String {
 /// Returns whether podman itself has refused the request, in contrast to a podman that cannot be reached.
 pub(crate) fn is_refusal(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| cause.is::<ApiError>())
+}
+
+/// Returns whether podman has refused a name because another container has it.
+pub(crate) fn is_name_in_use(error: &anyhow::Error) -> bool {
+    is_refusal(error) && format!("{error:#}").contains("already in use")
 }
 
 /// Turns an error with the status 404 into `None`.

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use http_body_util::BodyExt as _;
-use hyper::Method;
+use hyper::Request;
+use hyper::header::HeaderValue;
 use serde::Deserialize;
 use tokio::time::timeout;
 
@@ -30,8 +31,9 @@ struct ProgressDetail {
 }
 
 impl Podman {
-    /// Pulls an image. There is no limit for the whole time, because a large image takes long on a slow line. Calls
-    /// `on_progress` with the number of bytes that have been downloaded so far; an error of it ends the download.
+    /// Pulls an image. There is no limit for the whole time, because a large image takes long on a slow line. `login`
+    /// is the value of the header `X-Registry-Auth`. Calls `on_progress` with the number of bytes that have been
+    /// downloaded so far; an error of it ends the download.
     ///
     /// # Errors
     /// Returns an error if the registry refuses, if podman fails, or if podman reports no progress for the time
@@ -39,14 +41,20 @@ impl Podman {
     pub(crate) async fn pull(
         &self,
         reference: &str,
+        login: Option<&str>,
         silence: Duration,
         mut on_progress: impl FnMut(u64) -> Result<()>,
     ) -> Result<()> {
-        let path = format!("/images/create?fromImage={}", encoded(reference));
+        let uri = format!("{DOCKER_API}/images/create?fromImage={}", encoded(reference));
         let silent = || format!("podman has reported no progress for {} s", silence.as_secs());
         let pulled = async {
-            let sending = self.send_to(DOCKER_API, Method::POST, &path, empty());
-            let response = timeout(silence, sending).await.with_context(silent)??;
+            let mut request = Request::post(uri).body(empty()).context("build a request to podman")?;
+            if let Some(login) = login {
+                let mut value = HeaderValue::from_str(login).context("build a header with the login")?;
+                value.set_sensitive(true);
+                request.headers_mut().insert("x-registry-auth", value);
+            }
+            let response = timeout(silence, self.send_request(request)).await.with_context(silent)??;
             let mut body = response.into_body();
             let mut progress = Progress::default();
             while let Some(frame) = timeout(silence, body.frame()).await.with_context(silent)? {

@@ -2,16 +2,16 @@
 
 use agent_protocol::deployment::Port;
 use agent_protocol::{ContainerSpec, Phase};
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use tokio::task::spawn_blocking;
 
 use super::Reconciler;
+use super::tags::DeploymentImage;
 use crate::desired::Target;
 use crate::generator::{NewContainer, spec_generator};
-use crate::images::Availability;
 use crate::managed::ManagedDeployment;
 use crate::plan::{self, has_digest};
-use crate::podman::{ListedContainer, Mount, is_refusal};
+use crate::podman::{ListedContainer, Mount, is_name_in_use, is_refusal};
 use crate::ports;
 use crate::progress::Loop;
 
@@ -22,33 +22,50 @@ impl Reconciler {
     /// Gets the image and creates a container. Then removes the containers that were made for this document
     /// before and that cannot be used. If this fails, everything goes on as before.
     pub(super) async fn make(&self, deployment: &mut ManagedDeployment) -> Result<Option<Phase>> {
-        let name = &deployment.name;
-        let Target::Run { spec, digest } = &deployment.target else {
-            bail!("a deployment without a document to run cannot be started");
-        };
-        if let Availability::Downloading(bytes) = self.images.lock().await.ensure(&spec.image).await? {
-            deployment.downloaded_bytes = Some(bytes);
-            return Ok(Some(Phase::Pending));
+        let spec = deployment.target.spec().context("there is no document to run")?;
+        let omits_memory = self.must_omit_memory(spec).await?;
+        self.fetch_again(deployment, spec).await?;
+        match self.get_image(deployment).await? {
+            DeploymentImage::Present => {}
+            DeploymentImage::Downloading => return Ok(Some(Phase::Pending)),
+            DeploymentImage::TargetChanged => return Ok(None),
         }
+        let name = &deployment.name;
+        let Target::Run { spec, digest, image } = &deployment.target else {
+            bail!("there is no document to run");
+        };
         let is_own = |container: &&ListedContainer| has_digest(container, Some(digest));
         let own: Vec<_> = deployment.containers.iter().filter(is_own).cloned().collect();
         let was_made = deployment.applied.as_ref().is_some_and(|applied| applied.digest == *digest);
         if own.is_empty() && was_made {
             self.record(&format!("{name}: its container is gone; creating it again"));
         }
-        self.check_ports(deployment, spec)?;
+        self.check_ports(deployment, spec).await?;
         self.create_volumes(name, spec).await?;
         let container_name = free_name(&self.device.device_id, deployment);
-        let generator = spec_generator(&NewContainer {
+        let mut generator = spec_generator(&NewContainer {
             device_id: &self.device.device_id,
             deployment: name,
             name: &container_name,
             digest,
             spec,
+            omits_memory,
             anonymous_volumes: &self.anonymous_volumes(deployment, spec).await?,
         });
+        if let Some(id) = image {
+            // The tag may have moved to another image meanwhile.
+            generator["image"] = id.as_str().into();
+        }
         self.progress.tick(Loop::Reconciler);
-        self.podman.create(&generator).await?;
+        if let Err(error) = self.podman.create(&generator).await {
+            if !(is_name_in_use(&error) && self.remove_leftover_named(&container_name).await?) {
+                return Err(error);
+            }
+            self.podman.create(&generator).await?;
+        }
+        if omits_memory {
+            self.record_omitted_memory(name);
+        }
         // Podman does not sync what it makes. A power cut would leave a container of empty files (podman#8005).
         let store = self.store.clone();
         spawn_blocking(move || store.sync_file_system()).await??;
@@ -58,14 +75,23 @@ impl Reconciler {
         Ok(None)
     }
 
-    fn check_ports(&self, deployment: &ManagedDeployment, spec: &ContainerSpec) -> Result<()> {
+    async fn check_ports(&self, deployment: &ManagedDeployment, spec: &ContainerSpec) -> Result<()> {
         for port in ports_of_others(deployment, spec) {
             if let Some(reason) = ports::unavailable(port) {
-                let holder = self.state().foreign.holder(port.host);
+                let holder = self.holder(port.host).await?;
                 bail!("{}", holder.map_or(reason.clone(), |holder| format!("{reason}; {holder}")));
             }
         }
         Ok(())
+    }
+
+    /// Returns the remedy if a container holds a port of the device.
+    async fn holder(&self, port: u16) -> Result<Option<String>> {
+        if let Some(remedy) = self.state().foreign.holder(port) {
+            return Ok(Some(remedy));
+        }
+        Ok(deployment_with_port(&self.podman.all_containers().await?, port)
+            .map(|name| format!("the deployment {name} holds it: delete or change that one first")))
     }
 
     async fn create_volumes(&self, name: &str, spec: &ContainerSpec) -> Result<()> {
@@ -112,7 +138,7 @@ impl Reconciler {
             }
             Err(error) => return Err(error),
         };
-        let image = self.podman.image(&spec.image).await?;
+        let image = self.podman.image(deployment.target.image().unwrap_or(&spec.image)).await?;
         let (Some(details), Some(image)) = (details, image) else { return Ok(Vec::new()) };
         if details.image != image.id {
             return Ok(Vec::new());
@@ -139,6 +165,12 @@ fn ports_of_others<'a>(
         let is_held = running.iter().any(|container| container.holds_port(port.host));
         !is_made_again && !is_held && (running.is_empty() || !previous.contains(&port.host))
     })
+}
+
+/// Returns the name of the deployment whose running container holds a port of the device.
+fn deployment_with_port(listed: &[ListedContainer], port: u16) -> Option<&String> {
+    let holds = |container: &&ListedContainer| container.state == "running" && container.holds_port(port);
+    listed.iter().find(holds)?.labels.get(plan::DEPLOYMENT_LABEL)
 }
 
 /// Returns the first name of a deployment's container that no container of the deployment has.
@@ -182,12 +214,26 @@ mod tests {
     }
 
     #[test]
+    fn the_deployment_that_holds_a_port_is_found() {
+        let container = |state: &str| ListedContainer {
+            state: state.into(),
+            labels: [(plan::DEPLOYMENT_LABEL.to_owned(), "web".to_owned())].into(),
+            ports: vec![ListedPort { host_port: 8080, range: 2 }],
+            ..ListedContainer::default()
+        };
+        let listed = [container("exited"), container("running")];
+        assert_eq!(deployment_with_port(&listed, 8081).unwrap(), "web");
+        assert_eq!(deployment_with_port(&listed, 8082), None);
+        assert_eq!(deployment_with_port(&listed[..1], 8081), None);
+    }
+
+    #[test]
     fn the_ports_of_the_deployments_own_containers_are_not_checked() {
         let port = |host| Port { host, container: 80, address: None, protocol: Protocol::Tcp };
         let spec =
             ContainerSpec { ports: vec![port(8080), port(9090)], ..ContainerSpec::of("localhost/a:1") };
         let checked = |state: &str, digest: &str, ports: Vec<ListedPort>| {
-            let target = Target::Run { spec: spec.clone(), digest: "d1".into() };
+            let target = Target::Run { spec: spec.clone(), digest: "d1".into(), image: None };
             let entry = DesiredEntry::after(None, 1, Operation::Delete, target);
             let container = ListedContainer {
                 state: state.into(),

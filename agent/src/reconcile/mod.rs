@@ -2,12 +2,18 @@
 //! It makes a pass on every change, on every event of podman, and at least every [`POLL_INTERVAL`]. No state
 //! of a container is kept between two passes: each pass begins with podman's own listing. `steps` carries out
 //! the steps for one deployment, `make` creates containers, and `state` holds the data that is kept between two
-//! steps. `foreign` has the containers of others.
+//! steps. `foreign` has the containers of others, and `leftovers` those that only podman's storage has. `memory` judges
+//! memory limits, and `tags` gets images. `damage` decides about repairs of the storage, which `repair` makes.
 
+mod damage;
 mod foreign;
+mod leftovers;
 mod make;
+mod memory;
+mod repair;
 mod state;
 mod steps;
+mod tags;
 
 use std::collections::BTreeMap;
 use std::num::NonZero;
@@ -30,7 +36,9 @@ use crate::managed::ManagedDeployment;
 use crate::plan::{self, Step};
 use crate::podman::{ListedContainer, Podman, is_refusal};
 use crate::progress::{Loop, Progress};
+use crate::reset::Reset;
 use crate::store::Store;
+use memory::Memory;
 use state::State;
 
 /// Time between two passes if nothing indicates a change.
@@ -60,10 +68,12 @@ pub(crate) struct Reconciler {
     /// The lock that is held while volumes are listed and then created or deleted. podman's listing fails if
     /// a volume disappears meanwhile.
     volumes: tokio::sync::Mutex<()>,
+    memory: Memory,
     state: Mutex<State>,
     device_state: watch::Sender<DeviceState>,
     wake: Arc<Notify>,
     progress: Arc<Progress>,
+    reset: Reset,
 }
 
 impl Reconciler {
@@ -81,8 +91,15 @@ impl Reconciler {
             let (count, revision) = (desired.deployments.len(), desired.revision);
             let event = format!("loaded {count} deployments from disk, up to revision {revision}");
             state.events.push(&event);
+            // A status with this revision that lacks a deployment would say that the deployment is gone.
+            device_state::add_missing_lines(&mut state.lines, &desired);
             // An earlier state may lack deployments whose containers must go on.
-            (state.desired, state.known, state.saved_revision) = (desired, problem.is_none(), revision);
+            (state.desired, state.known) = (desired, problem.is_none());
+            // The process before this one may have ended between the renaming of the file and the sync of its directory.
+            match store.sync_directory() {
+                Ok(()) => state.saved_revision = revision,
+                Err(error) => state.events.push(&format!("the state may not outlive a power cut: {error:#}")),
+            }
         }
         if let Some(problem) = problem {
             state.events.push(&format!("{problem}; the desired state will be read from the bus"));
@@ -97,25 +114,34 @@ impl Reconciler {
             saving: tokio::sync::Mutex::default(),
             images: images.into(),
             volumes: tokio::sync::Mutex::default(),
+            memory: Memory::new(config.podman.without_memory_limits),
             state: state.into(),
             device_state,
             wake,
             progress,
+            reset: Reset::new(&config.agent.state_directory),
         }
     }
 
     /// Runs until the sender of `changes` is dropped.
     pub(crate) async fn run(self, mut changes: mpsc::Receiver<Change>) {
-        let watching = tokio::spawn(watch_podman(
-            self.podman.clone(),
-            plan::device_filter(&self.device.device_id),
-            Arc::clone(&self.wake),
-        ));
+        let filter = plan::device_filter(&self.device.device_id);
+        let watch =
+            || tokio::spawn(watch_podman(self.podman.clone(), filter.clone(), Arc::clone(&self.wake)));
+        let mut watching = watch();
         // Consecutive passes in which podman could not be reached.
         let mut failures: u32 = 0;
         loop {
             self.progress.tick(Loop::Reconciler);
-            match self.pass().await {
+            let passed = self.pass().await;
+            if self.request_reset().await {
+                // The event stream would keep podman running.
+                watching.abort();
+                self.publish();
+                self.wait_for_reset(&mut changes).await;
+                watching = watch();
+            }
+            match passed {
                 Ok(()) => failures = 0,
                 Err(error) => {
                     let mut state = self.state();
@@ -195,6 +221,9 @@ impl Reconciler {
     /// parallel, removals first.
     async fn pass(&self) -> Result<()> {
         let listed = self.podman.all_containers().await;
+        // A podman without a socket cannot reset its storage either.
+        let is_silent = listed.is_err() && self.podman.has_socket();
+        self.state().damage.answered(!is_silent, Instant::now());
         let mut listed = listed.inspect_err(|_| {
             // New deployments are reported even if podman cannot be reached.
             let State { lines, desired, .. } = &mut *self.state();
@@ -205,6 +234,8 @@ impl Reconciler {
             let is_known = |name: &str| !*known || desired.deployments.contains_key(name);
             foreign.take(&mut listed, &self.device.device_id, is_known, events);
         }
+        self.finish_reset().await;
+        self.remove_leftovers().await;
         let mut owned: BTreeMap<String, Vec<ListedContainer>> = BTreeMap::new();
         for container in listed {
             let name = container.labels.get(plan::DEPLOYMENT_LABEL).cloned().unwrap_or_default();
@@ -231,6 +262,7 @@ impl Reconciler {
                 tokio::join!(removing, running);
             }
         }
+        self.follow_tags().await;
         self.save().await;
         if known {
             self.collect_images().await?;
@@ -242,8 +274,8 @@ impl Reconciler {
     async fn collect_images(&self) -> Result<()> {
         let mut images = self.images.lock().await;
         let named = self.state().desired.images();
-        for reference in images.collect(&named).await? {
-            self.record(&format!("deleted the image {reference}, which no deployment names"));
+        for image in images.collect(&named).await? {
+            self.record(&format!("deleted the image {image}, which no deployment needs"));
         }
         Ok(())
     }
@@ -284,7 +316,7 @@ impl Reconciler {
                     Ok(step) => step,
                     Err(pause) => {
                         state.look_again_in(pause);
-                        return Phase::BackingOff;
+                        return state.backoff(deployment).phase();
                     }
                 }
             };
@@ -296,10 +328,7 @@ impl Reconciler {
                     self.state().roll_back(deployment, &error, Some(&error));
                     self.save().await;
                 }
-                Err(error) => {
-                    self.state().step_failed(deployment, &error);
-                    return Phase::BackingOff;
-                }
+                Err(error) => return self.state().step_failed(deployment, &error),
             }
             self.state().refresh(deployment);
             let label = format!("{}={}", plan::DEPLOYMENT_LABEL, deployment.name);

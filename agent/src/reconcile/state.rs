@@ -8,7 +8,10 @@ use agent_protocol::status::shortened;
 use agent_protocol::{DeploymentStatus, Phase};
 use tokio::time::Instant;
 
+use super::damage::Damage;
 use super::foreign::Foreign;
+use super::leftovers::Leftovers;
+use super::memory::Unsupported;
 use crate::backoff::Backoff;
 use crate::desired::{Desired, Target};
 use crate::device_state::{self, DeviceState, Events};
@@ -33,6 +36,8 @@ pub(super) struct State {
     pub(super) due: Option<Instant>,
     /// The containers of no known deployment.
     pub(super) foreign: Foreign,
+    pub(super) leftovers: Leftovers,
+    pub(super) damage: Damage,
     backoffs: HashMap<(String, Role), Backoff>,
     /// The times at which rolled-back documents are tried again.
     retries: HashMap<String, Instant>,
@@ -43,9 +48,15 @@ impl State {
         self.backoffs.entry((deployment.name.clone(), deployment.role)).or_default()
     }
 
+    /// Ends all pauses, since the cause of the failures is gone.
+    pub(super) fn end_pauses(&mut self) {
+        self.backoffs.clear();
+    }
+
     /// Drops the status and the backoff of deployments that the desired state no longer contains.
     pub(super) fn drop_forgotten(&mut self) {
-        let Self { desired, lines, backoffs, retries, .. } = self;
+        let Self { desired, lines, backoffs, retries, damage, .. } = self;
+        damage.retain(|name| desired.deployments.contains_key(name));
         retries.retain(|name, _| desired.deployments.contains_key(name));
         lines.retain(|name, _| desired.deployments.contains_key(name));
         backoffs.retain(|(name, _), _| desired.deployments.contains_key(name));
@@ -124,14 +135,24 @@ impl State {
         }
     }
 
-    /// Records a failed step and plans the next attempt.
-    pub(super) fn step_failed(&mut self, deployment: &ManagedDeployment, error: &anyhow::Error) {
+    /// Records a failed step and plans the next attempt. Returns the deployment's phase.
+    pub(super) fn step_failed(&mut self, deployment: &ManagedDeployment, error: &anyhow::Error) -> Phase {
         let now = Instant::now();
         let backoff = self.backoff(deployment);
-        backoff.failed(now, shortened(&format!("{error:#}")));
-        let pause = backoff.remaining(now).unwrap_or_default();
+        backoff.is_unsupported = error.is::<Unsupported>();
+        let text = shortened(&format!("{error:#}"));
+        let is_new = backoff.last_error.as_ref() != Some(&text);
+        backoff.failed(now, text);
+        let (pause, phase) = (backoff.remaining(now).unwrap_or_default(), backoff.phase());
         self.look_again_in(pause);
-        self.events.push(&format!("{}: {error:#}", deployment.name));
+        let error = format!("{error:#}");
+        let has_worked = deployment.applied.as_ref().is_some_and(|applied| !applied.unproven);
+        self.damage.failed(&deployment.name, &error, has_worked);
+        // A deployment may fail for months. Each event would cause another status.
+        if is_new {
+            self.events.push(&format!("{}: {error}", deployment.name));
+        }
+        phase
     }
 
     /// Rolls a deployment back to its previous document. The document that has failed is tried again later if podman's
@@ -148,7 +169,11 @@ impl State {
         let failed = deployment.target_revision;
         self.refresh(deployment);
         let back = deployment.target_revision;
-        self.events.push(&format!("{name}: revision {failed} was rolled back to revision {back}: {reason}"));
+        let what = match failed == back {
+            true => format!("the new image of revision {back} was rolled back"),
+            false => format!("revision {failed} was rolled back to revision {back}"),
+        };
+        self.events.push(&format!("{name}: {what}: {reason}"));
         self.begin(deployment);
     }
 
@@ -214,6 +239,24 @@ mod tests {
             .deployments()
             .map(|deployments| deployments.into_iter().map(|deployment| deployment.name).collect::<Vec<_>>());
         assert_eq!((to_remove, to_run), (vec!["b".into(), "c".into()], vec!["a".to_owned()]));
+    }
+
+    #[test]
+    fn an_error_that_is_repeated_makes_one_event() {
+        let mut state = State::default();
+        let operation = Operation::Put("{}".into());
+        state.desired.take(Change::Update(Update { name: "a".into(), revision: 1, operation }));
+        let deployment = ManagedDeployment::new("a", &state.desired.deployments["a"]);
+        for (error, phase, count) in [
+            (Unsupported("no controller".into()).into(), Phase::Refused, 1),
+            (Unsupported("no controller".into()).into(), Phase::Refused, 1),
+            (anyhow::anyhow!("no answer"), Phase::BackingOff, 2),
+            (anyhow::anyhow!("no answer"), Phase::BackingOff, 2),
+            (anyhow::anyhow!("another"), Phase::BackingOff, 3),
+        ] {
+            assert_eq!(state.step_failed(&deployment, &error), phase);
+            assert_eq!(state.events.list().last().unwrap().number, count, "{error}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::{MAX_PODMAN_PAUSE, Reconciler};
 use crate::desired::Target;
 use crate::managed::ManagedDeployment;
 use crate::plan::{self, Step};
-use crate::podman::ListedContainer;
+use crate::podman::{ListedContainer, is_name_in_use};
 use crate::progress::Loop;
 
 impl Reconciler {
@@ -24,8 +24,9 @@ impl Reconciler {
             Step::Keep(id) => phase = self.keep(deployment, id),
             Step::Complete(id) => phase = self.complete(deployment, id),
             Step::Lost(_) => {
+                // Whether the document works is unknown. The deployment can still go back to the previous one.
                 self.state().backoff(deployment).reset();
-                phase = (!self.prove(deployment)).then_some(Phase::Lost);
+                phase = Some(Phase::Lost);
             }
             Step::Wait => {
                 self.state().look_again_in(MAX_PODMAN_PAUSE);
@@ -74,7 +75,11 @@ impl Reconciler {
 
     /// Records that the container runs. After its probation, returns `None`: the previous container is surplus.
     fn keep(&self, deployment: &ManagedDeployment, id: &str) -> Option<Phase> {
-        self.state().backoff(deployment).running(Instant::now());
+        {
+            let mut state = self.state();
+            state.backoff(deployment).running(Instant::now());
+            state.damage.works(&deployment.name);
+        }
         // An earlier process of the agent may have started the container and ended before it recorded the
         // start.
         self.note_started(deployment, id);
@@ -150,13 +155,26 @@ impl Reconciler {
                 state.events.push(&format!("{name}: its container was renamed; renaming it back to {to}"));
             }
         }
-        self.podman.rename(id, to).await?;
+        if let Err(error) = self.podman.rename(id, to).await {
+            if !(is_name_in_use(&error) && self.remove_leftover_named(to).await?) {
+                return Err(error);
+            }
+            self.podman.rename(id, to).await?;
+        }
         self.state().backoff(deployment).needs_new_container = false;
         Ok(())
     }
 
     async fn start(&self, deployment: &ManagedDeployment, id: &str, restart: bool) -> Result<()> {
         let name = &deployment.name;
+        let container = deployment.containers.iter().find(|container| container.id == *id);
+        let is_unlimited =
+            container.is_some_and(|container| container.labels.contains_key(plan::UNLIMITED_LABEL));
+        if is_unlimited && self.can_limit_memory().await? {
+            // The container was made before the device had the memory controller.
+            self.state().backoff(deployment).needs_new_container = true;
+            return Ok(());
+        }
         {
             let mut state = self.state();
             state.backoff(deployment).started(Instant::now(), restart);
@@ -187,8 +205,8 @@ impl Reconciler {
         }
     }
 
-    /// Finishes a deployment that has no container any more. If it was purged, deletes its volumes and
-    /// forgets it.
+    /// Finishes a deployment that has no container any more. If it was purged, deletes its volumes. Forgets a
+    /// deployment that was purged or deleted.
     async fn without_container(&self, deployment: &ManagedDeployment) -> Result<Phase> {
         let name = &deployment.name;
         {
@@ -204,14 +222,15 @@ impl Reconciler {
                         self.record(&format!("{name}: deleted the volume {}", volume.name));
                     }
                 }
-                let mut state = self.state();
-                state.desired.forget(name);
-                state.unsaved = true;
-                Ok(Phase::Removed)
             }
-            Target::Refused(_) => Ok(Phase::Refused),
-            Target::Removed | Target::Run { .. } => Ok(Phase::Removed),
+            Target::Refused(_) => return Ok(Phase::Refused),
+            Target::Run { .. } => return Ok(Phase::Removed),
+            Target::Removed => {}
         }
+        let mut state = self.state();
+        state.desired.forget(name);
+        state.unsaved = true;
+        Ok(Phase::Removed)
     }
 
     pub(super) fn record(&self, event: &str) {

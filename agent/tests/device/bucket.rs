@@ -157,12 +157,12 @@ async fn markers_of_the_server_and_binary_documents_are_understood() {
     fleet.line("web", revision, Phase::Running).await;
     for reason in ["MaxAge", "Remove"] {
         let revision = fleet.write("web", &[("Nats-Marker-Reason", reason)], b"").await;
-        let line = fleet.line("web", revision, Phase::Removed).await;
-        assert_eq!((line.container, line.last_error), (None, None), "{reason}");
+        fleet.gone("web", revision).await;
+        assert!(device.pod.running("web").is_empty(), "{reason}");
         assert!(device.volumes().contains("iot-markers.web.data"));
     }
-    fleet.write("web", &[("Nats-Marker-Reason", "Purge")], b"").await;
-    fleet.status("purged", |status| status.deployment("web").is_none()).await;
+    let revision = fleet.write("web", &[("Nats-Marker-Reason", "Purge")], b"").await;
+    fleet.gone("web", revision).await;
     assert_eq!(device.volumes().trim(), "");
     let text = [
         &b"{\"version\":1,\"kind\":\"podman-container\",\"spec\":{\"image\":\"localhost/\xff:1\""[..],
@@ -208,7 +208,7 @@ async fn an_entry_that_expires_is_told_by_its_marker_alone() {
     if minor < 11 {
         device.orphaned("web", "has lost its entry", &container).await;
     } else {
-        device.fleet.line("web", revision + 1, Phase::Removed).await;
+        device.fleet.gone("web", revision + 1).await;
         assert!(device.pod.containers().is_empty());
     }
     assert!(device.volumes().contains("iot-expired.web.data"));

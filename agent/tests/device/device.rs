@@ -24,22 +24,33 @@ impl Device {
 
     /// Starts a device whose agent reads the complete desired state at this interval.
     pub(crate) async fn start_with(name: &str, resync_seconds: u32) -> Self {
-        Self::configured(name, resync_seconds, "", "").await
+        Self::configured(&std::env::temp_dir(), name, resync_seconds, "", "").await
     }
 
     /// Starts a device with these registries, and with more lines in the table `[podman]` of its configuration.
     pub(crate) async fn start_with_images(name: &str, registries: &str, more: &str) -> Self {
-        Self::configured(name, 600, registries, more).await
+        Self::configured(&std::env::temp_dir(), name, 600, registries, more).await
     }
 
-    async fn configured(name: &str, resync_seconds: u32, registries: &str, more: &str) -> Self {
+    /// Starts a device whose podman and agent keep their files in this directory.
+    pub(crate) async fn start_at(directory: &Path, name: &str, registries: &str) -> Self {
+        Self::configured(directory, name, 600, registries, "").await
+    }
+
+    async fn configured(
+        directory: &Path,
+        name: &str,
+        resync_seconds: u32,
+        registries: &str,
+        more: &str,
+    ) -> Self {
         let broker = Broker::start(&users(name));
         let fleet = Fleet::enter(&broker, name).await;
         let mut device = Self {
             broker,
             fleet,
-            pod: Pod::start(registries),
-            home: tempfile::tempdir().unwrap(),
+            pod: Pod::start_at(directory, registries),
+            home: tempfile::tempdir_in(directory).unwrap(),
             agent: None,
         };
         let nats = format!("urls = [{:?}]", device.broker.url());

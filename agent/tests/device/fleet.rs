@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use agent_protocol::{self as protocol, DeploymentStatus, DeviceStatus, Document, Phase, Reply};
+use agent_protocol::{self as protocol, DeploymentStatus, DeviceStatus, Document, Heartbeat, Phase, Reply};
 use async_nats::jetstream::kv;
 use async_nats::{Client, ConnectOptions};
 use xtask_fleet::{FLEET_USER, Server};
@@ -124,6 +124,20 @@ impl Fleet {
         }
     }
 
+    /// Waits for a heartbeat for which `holds` is true.
+    pub(crate) async fn heartbeat(&self, what: &str, holds: impl Fn(&Heartbeat) -> bool) -> Heartbeat {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let latest = self.statuses.get(protocol::heartbeat_key(&self.device)).await.ok().flatten();
+            let latest = latest.map(|bytes| serde_json::from_slice::<Heartbeat>(&bytes).unwrap());
+            match latest {
+                Some(heartbeat) if holds(&heartbeat) => return heartbeat,
+                other => assert!(Instant::now() < deadline, "no {what}; the latest heartbeat: {other:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     /// Waits until the deployment's line of the status has this revision and this phase.
     pub(crate) async fn line(&self, deployment: &str, revision: u64, phase: Phase) -> DeploymentStatus {
         let holds = |status: &DeviceStatus| {
@@ -133,6 +147,14 @@ impl Fleet {
         };
         let status = self.status(&format!("{deployment} {phase:?} at {revision}"), holds).await;
         status.deployment(deployment).unwrap().clone()
+    }
+
+    /// Waits until the deletion of a deployment at this revision is carried out.
+    pub(crate) async fn gone(&self, deployment: &str, revision: u64) {
+        let holds = |status: &DeviceStatus| {
+            status.desired_revision >= revision && status.deployment(deployment).is_none()
+        };
+        self.status(&format!("end of {deployment} at {revision}"), holds).await;
     }
 
     /// Waits until the deployment's line of the status has an error with these words.

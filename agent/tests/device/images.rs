@@ -1,28 +1,28 @@
 //! Tests of downloads from a real registry, and of the images that stay on the device.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent_protocol::deployment::{ContainerSpec, Document};
 use agent_protocol::{DeviceStatus, Phase};
 
-use crate::device::{Device, document, spec};
+use crate::device::{Device, document, secret, spec};
 use crate::fleet::wait_until;
-use crate::registry::Registry;
+use crate::registry::{LOGIN, Registry};
 
 /// The rate of a slow line, in bytes for each second.
 const SLOW: u64 = 1 << 20;
 
-fn of_image(reference: &str) -> Document {
+pub(crate) fn of_image(reference: &str) -> Document {
     document(ContainerSpec { image: reference.to_owned(), ..spec(&[]) })
 }
 
-async fn device(name: &str, registry: &Registry, more: &str) -> Device {
+pub(crate) async fn device(name: &str, registry: &Registry, more: &str) -> Device {
     Device::start_with_images(name, &registry.configuration(), more).await
 }
 
-/// The download takes much longer than the limit for silence. The connection of a download that nobody wants any more is
-/// closed.
+/// The download takes much longer than the limit for silence. The connection of a download that nobody wants any more
+/// is closed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_download_ends_and_one_that_nobody_wants_is_given_up() {
     let registry = Registry::start();
@@ -35,7 +35,7 @@ async fn a_slow_download_ends_and_one_that_nobody_wants_is_given_up() {
     device.fleet.status("a download", downloads).await;
     let line = device.fleet.line("web", revision, Phase::Running).await;
     assert_eq!(line.downloaded_bytes, None);
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     device.fleet.put("web", &of_image(&unwanted)).await;
     // Podman also opens connections that it closes at once.
     let open = || {
@@ -75,10 +75,51 @@ async fn an_image_that_the_registry_lacks_is_not_asked_for_at_once_again() {
     // The reconciler tries after 1, 2 and 4 s.
     tokio::time::sleep(Duration::from_secs(8)).await;
     assert_eq!(registry.line.connections.load(Ordering::SeqCst), asked);
-    // Another image is not affected.
+    // A user gives the device an image of this name.
     let there = registry.push("there:1", 1 << 10);
+    device.pod.podman(&["pull", "--quiet", &there]);
+    device.pod.podman(&["tag", &there, "registry.test/lacking:1"]);
+    let given = ContainerSpec { image: "registry.test/lacking:1".into(), ..spec(&["words"]) };
+    let revision = device.fleet.put("web", &document(given)).await;
+    device.fleet.line("web", revision, Phase::Running).await;
+    // Another image is not affected.
     let revision = device.fleet.put("web", &of_image(&there)).await;
     device.fleet.line("web", revision, Phase::Running).await;
+}
+
+/// The file with the logins is replaced while the agent runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_with_a_login_gets_the_login_of_its_file() {
+    let mut registry = Registry::start();
+    let image = registry.direct(&registry.push("team/private:1", 1 << 10));
+    registry.require_login();
+    let host = image.split_once('/').unwrap().0;
+    let file = registry.directory.path().join("registries.json");
+    let write = |login: &str| {
+        let auth = data_encoding::BASE64.encode(login.as_bytes());
+        let text = format!(r#"{{"auths":{{"{host}/team":{{"auth":"{auth}"}},"registry.test":{{}}}}}}"#);
+        let new = secret(registry.directory.path(), "registries.json.new", &text);
+        std::fs::rename(new, &file).unwrap();
+        auth
+    };
+    secret(registry.directory.path(), "registries.json", "{}");
+    let device = device("login", &registry, &format!("registry_auth_file = {file:?}")).await;
+    let revision = device.fleet.put("web", &of_image(&image)).await;
+    device.fleet.error("web", "authentication required").await;
+    let asked = registry.line.connections.load(Ordering::SeqCst);
+    let wrong = write("pull:old-s3cret");
+    wait_until("an attempt with it", || registry.line.connections.load(Ordering::SeqCst) > asked).await;
+    device.fleet.error("web", "authentication required").await;
+    // The pause after a refusal is a minute. New logins end it.
+    let begun = Instant::now();
+    let right = write(LOGIN);
+    device.fleet.line("web", revision, Phase::Running).await;
+    assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
+    let log = device.agent.as_ref().unwrap().log();
+    let status = format!("{:?}", device.fleet.latest().await.unwrap().1);
+    for shown in ["s3cret", &wrong, &right] {
+        assert!(!log.contains(shown) && !status.contains(shown), "{log}{status}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

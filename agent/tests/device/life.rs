@@ -30,13 +30,12 @@ async fn create_change_delete_and_purge() {
     assert!(pod.podman(&["logs", &after[0]]).contains("by the first"), "its volume stayed");
 
     fleet.delete("web").await;
-    let line = fleet.line("web", second + 1, Phase::Removed).await;
-    assert_eq!(line.container, None);
+    fleet.gone("web", second + 1).await;
     assert!(pod.containers().is_empty());
     assert!(pod.podman(&["volume", "ls", "--quiet"]).contains("iot-life.web.data"), "a delete keeps volumes");
 
     fleet.purge("web").await;
-    fleet.status("purged", |status| status.deployment("web").is_none()).await;
+    fleet.gone("web", second + 2).await;
     assert_eq!(pod.podman(&["volume", "ls", "--quiet"]).trim(), "", "a purge deletes volumes");
 }
 
@@ -80,7 +79,7 @@ async fn a_container_left_in_the_middle_of_a_stop_is_ended() {
     device.pod.stop_service();
     assert!(process.exists());
     device.pod.start_service();
-    device.fleet.line("web", revision + 1, Phase::Removed).await;
+    device.fleet.gone("web", revision + 1).await;
     assert!(!process.exists(), "podman has forgotten the container, but its process still runs");
 }
 
@@ -185,6 +184,32 @@ async fn a_corrupt_state_is_reported_and_rebuilt() {
     assert!(state.exists() && device.home.path().join("state.corrupt").exists());
 }
 
+/// The agent does not know the document of the container any more, and cannot run the new one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_document_leaves_a_container_alone_whose_state_is_lost() {
+    let mut device = Device::start("forgetful").await;
+    let revision = device.fleet.put("web", &generation(1)).await;
+    device.fleet.line("web", revision, Phase::Running).await;
+    let before = device.pod.running("web");
+    device.kill();
+    for name in ["state", "state.old"] {
+        std::fs::remove_file(device.home.path().join(name)).unwrap();
+    }
+    let refused = device.fleet.put_text("web", "{}").await;
+    device.up();
+    let is_seen = |status: &agent_protocol::DeviceStatus| {
+        let line = status.deployment("web").filter(|line| line.desired_revision == refused);
+        line.is_some_and(|line| line.phase == Phase::Refused && line.container.is_some())
+    };
+    device.fleet.status("the refused document", is_seen).await;
+    assert_eq!(device.pod.running("web"), before);
+    let revision = device.fleet.put("web", &generation(2)).await;
+    device.fleet.line("web", revision, Phase::Running).await;
+    assert_eq!(device.pod.containers().len(), 1);
+    device.fleet.delete("web").await;
+    wait_until("no container", || device.pod.containers().is_empty()).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn invalid_deployments_are_reported() {
     let device = Device::start("bad").await;
@@ -277,6 +302,13 @@ async fn commands_are_answered_with_typed_errors() {
     device.pod.start_service();
     // Without a subscriber, the broker answers at once. This distinguishes an offline device from a slow one.
     device.agent.take().unwrap().stop();
-    let error = fleet.ask("ping", "").await.unwrap_err();
-    assert_eq!(error.kind(), async_nats::client::RequestErrorKind::NoResponders);
+    // The broker notices the end of the connection a moment after the end of the agent.
+    let no_responders = async || {
+        let answer = fleet.ask("ping", "").await;
+        answer.is_err_and(|error| error.kind() == async_nats::client::RequestErrorKind::NoResponders)
+    };
+    let deadline = tokio::time::Instant::now() + crate::fleet::PATIENCE;
+    while !no_responders().await {
+        assert!(tokio::time::Instant::now() < deadline, "the broker delivers the request to nobody");
+    }
 }

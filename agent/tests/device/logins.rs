@@ -305,7 +305,7 @@ fn the_configuration_of_a_run_is_one_that_the_agent_reads() {
     let directory = tempfile::tempdir().unwrap();
     let broker =
         xtask_fleet::Broker::start(directory.path(), "dev-1", None, &xtask_jobs::Ui::quiet()).unwrap();
-    let config = iot_agent::config::Config::parse(&broker.agent_config()).unwrap();
+    let config = iot_agent::config::Config::parse(&broker.agent_config("10.0.2.2")).unwrap();
     assert_eq!(config.agent.device_id, "dev-1");
     broker.stop().unwrap();
 }

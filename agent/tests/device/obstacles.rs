@@ -45,11 +45,16 @@ async fn what_is_in_the_way_is_named_with_a_way_out() {
         error.split("--label ").skip(1).map(|rest| rest.split([' ', ',']).next().unwrap()).collect();
     let tar = device.home.path().join("data.tar");
     let tar = tar.to_str().unwrap();
+    // The agent would make a new volume between the commands.
+    device.agent.take().unwrap().stop();
+    let pod = &device.pod;
     pod.podman(&["volume", "export", "--output", tar, "iot-blocked.web.data"]);
     pod.podman(&["volume", "rm", "iot-blocked.web.data"]);
     pod.podman(&["volume", "create", "--label", labels[0], "--label", labels[1], "iot-blocked.web.data"]);
     pod.podman(&["volume", "import", "iot-blocked.web.data", tar]);
-    fleet.line("web", changed, Phase::Running).await;
+    device.up();
+    let pod = &device.pod;
+    device.fleet.line("web", changed, Phase::Running).await;
     assert_ne!(pod.running("web"), before);
 
     // A container of an earlier device id is left alone and named.
@@ -66,6 +71,16 @@ async fn what_is_in_the_way_is_named_with_a_way_out() {
             .any(|event| event.what == "leaving 1 container of others alone: iot-former.web (device former)")
     };
     device.fleet.status("the container of the earlier id", told).await;
+
+    // A second agent, such as one that was started by hand, does not use the same state.
+    let config = device.home.path().join("config.toml");
+    let second = std::process::Command::new("timeout")
+        .args(["20", env!("CARGO_BIN_EXE_iot-agent"), "run", "--config"])
+        .arg(config)
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&second.stderr);
+    assert!(!second.status.success() && error.contains("does another agent run?"), "{error}");
     assert!(device.pod.running("web").contains(&former));
 }
 
@@ -108,7 +123,7 @@ async fn anonymous_volumes_are_kept_while_the_image_stays() {
     assert_eq!(volumes(), before);
     assert!(pod.podman(&["logs", &pod.running("web")[0]]).contains("by the first"), "its data stayed");
     fleet.delete("web").await;
-    fleet.line("web", second + 1, Phase::Removed).await;
+    fleet.gone("web", second + 1).await;
     assert_eq!(volumes().trim(), "", "the volume goes with the last container");
 }
 

@@ -40,18 +40,31 @@ fn main() {
 }
 "#;
 
+/// The directory for podman's temporary files.
+const TEMPORARY: &str = "temporary";
+/// The file that exists if the service has been started since the boot.
+const STARTED: &str = "started";
+
 pub(crate) struct Pod {
     directory: tempfile::TempDir,
     service: Child,
+    /// The state directory of the agent.
+    state: PathBuf,
 }
 
 impl Pod {
     /// Starts a podman with this configuration of registries (containers-registries.conf(5)).
     pub(crate) fn start(registries: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::start_at(&std::env::temp_dir(), registries)
+    }
+
+    /// Starts a podman whose files are in a new directory below `place`.
+    pub(crate) fn start_at(place: &Path, registries: &str) -> Self {
+        let directory = tempfile::tempdir_in(place).unwrap();
         write_configuration(directory.path(), registries);
-        let service = serve(directory.path());
-        let pod = Self { directory, service };
+        let state = directory.path().to_owned();
+        let service = serve(directory.path(), &state);
+        let pod = Self { directory, service, state };
         let deadline = Instant::now() + Duration::from_secs(30);
         while !pod.socket().exists() {
             assert!(Instant::now() < deadline, "podman's service does not listen");
@@ -97,7 +110,10 @@ impl Pod {
     pub(crate) fn stop_service(&mut self) {
         self.service.kill().unwrap();
         self.service.wait().unwrap();
-        std::fs::remove_file(self.socket()).unwrap();
+        // A service that was started a moment ago has no socket yet.
+        if self.socket().exists() {
+            std::fs::remove_file(self.socket()).unwrap();
+        }
     }
 
     /// Stops the service's process or continues it. A stopped process accepts requests but does not answer
@@ -107,8 +123,76 @@ impl Pod {
         kill_process(Pid::from_child(&self.service), signal).unwrap();
     }
 
+    /// Returns the path of a file in podman's storage.
+    pub(crate) fn in_storage(&self, path: &str) -> PathBuf {
+        self.directory.path().join("root").join(path)
+    }
+
+    /// Lists podman's temporary files.
+    pub(crate) fn temporary_files(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.directory.path().join(TEMPORARY)).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect()
+    }
+
+    /// Returns the number of processes that monitor a container of this podman.
+    pub(crate) fn monitors(&self) -> usize {
+        let storage = self.directory.path().to_str().unwrap().to_owned();
+        let entries = std::fs::read_dir("/proc").unwrap().map_while(Result::ok);
+        let is_monitor = |command: &Vec<u8>| {
+            let command = String::from_utf8_lossy(command);
+            command.split('\0').next().is_some_and(|program| program.ends_with("conmon"))
+                && command.contains(&storage)
+        };
+        entries
+            .filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok())
+            .filter(is_monitor)
+            .count()
+    }
+
+    /// Returns the number of layers that no image and no container uses.
+    pub(crate) fn unused_layers(&self) -> usize {
+        let list = |path: &str| -> Vec<Value> {
+            serde_json::from_slice(&std::fs::read(self.in_storage(path)).unwrap()).unwrap()
+        };
+        let layers = list("overlay-layers/layers.json");
+        let users = [list("overlay-images/images.json"), list("overlay-containers/containers.json")].concat();
+        let mut used: Vec<_> = users.iter().map(|user| user["layer"].as_str().unwrap().to_owned()).collect();
+        let mut next = 0;
+        while let Some(id) = used.get(next).cloned() {
+            let layer = layers.iter().find(|layer| layer["id"] == id.as_str());
+            used.extend(layer.and_then(|layer| layer["parent"].as_str()).map(str::to_owned));
+            next += 1;
+        }
+        layers.iter().filter(|layer| !used.iter().any(|id| layer["id"] == id.as_str())).count()
+    }
+
+    /// Makes each start of a container fail with an error about the storage, or undoes that.
+    pub(crate) fn break_storage(&self, is_broken: bool) {
+        let script = "#!/bin/sh\necho mounting storage for container: torn >&2\nexit 1\n";
+        let runtime = self.directory.path().join("runtime");
+        std::fs::write(runtime, if is_broken { script } else { RUNTIME }).unwrap();
+    }
+
+    /// Stops the service, changes the storage, and starts the service as after a boot.
+    pub(crate) fn damage(&mut self, state: &Path, change: impl FnOnce(&Path)) {
+        self.stop_service();
+        let overlay = self.in_storage("overlay");
+        run(self.directory.path(), &["umount", "--all", "--force"]);
+        // Without a boot, podman's own mount of this directory can stay.
+        while Command::new("umount").arg(&overlay).stderr(Stdio::null()).status().unwrap().success() {}
+        change(overlay.parent().unwrap());
+        self.boot();
+        self.state = state.to_owned();
+        self.start_service();
+    }
+
+    /// Lets the next start of the service be the first one after a boot.
+    pub(crate) fn boot(&self) {
+        std::fs::remove_file(self.directory.path().join(STARTED)).unwrap();
+    }
+
     pub(crate) fn start_service(&mut self) {
-        self.service = serve(self.directory.path());
+        self.service = serve(self.directory.path(), &self.state);
     }
 }
 
@@ -151,10 +235,11 @@ pub(crate) fn archives() -> &'static Path {
     })
 }
 
-/// Builds an image in a storage of its own and pushes it to its registry.
-pub(crate) fn push(directory: &Path, context: &Path, reference: &str) {
+/// Builds an image in a storage of its own and pushes it to its registry. If `layers` is false, it has one layer.
+pub(crate) fn push(directory: &Path, context: &Path, reference: &str, layers: bool) {
     write_configuration(directory, "");
-    run(directory, &["build", "--quiet", "--layers=false", "--tag", reference, context.to_str().unwrap()]);
+    let layers = format!("--layers={layers}");
+    run(directory, &["build", "--quiet", &layers, "--tag", reference, context.to_str().unwrap()]);
     run(directory, &["push", "--quiet", "--tls-verify=false", reference]);
     run(directory, &["rmi", "--force", reference]);
 }
@@ -189,12 +274,32 @@ fn write_configuration(directory: &Path, registries: &str) {
 
 fn podman(directory: &Path) -> Command {
     let mut command = Command::new("podman");
+    // A podman that is killed leaves files here.
+    command.env("TMPDIR", directory);
     command.env("CONTAINERS_CONF", directory.join("containers.conf"));
     command.env("CONTAINERS_REGISTRIES_CONF", directory.join("registries.conf"));
+    let temporary = directory.join(TEMPORARY);
+    std::fs::create_dir_all(&temporary).unwrap();
+    command.env("TMPDIR", temporary);
     for (flag, place) in [("--root", "root"), ("--runroot", "run"), ("--tmpdir", "tmp")] {
         command.arg(flag).arg(directory.join(place));
     }
     command
+}
+
+/// Writes a program that calls podman with the storage and the configuration of this directory.
+fn program(directory: &Path) -> PathBuf {
+    let command = podman(directory);
+    let quoted = |word: &std::ffi::OsStr| format!("'{}'", word.to_str().unwrap());
+    let variables = command.get_envs().filter_map(|(name, value)| Some((name.to_str()?, value?)));
+    let variables: Vec<_> = variables.map(|(name, value)| format!("{name}={}", quoted(value))).collect();
+    let arguments: Vec<_> = command.get_args().map(quoted).collect();
+    let (variables, arguments) = (variables.join(" "), arguments.join(" "));
+    let path = directory.join("podman");
+    let text = format!("#!/bin/sh\nexport {variables}\nexec podman {arguments} \"$@\"\n");
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
 }
 
 fn run(directory: &Path, arguments: &[&str]) -> String {
@@ -204,7 +309,14 @@ fn run(directory: &Path, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn serve(directory: &Path) -> Child {
+/// Starts podman's service as `dist/iot-podman.service` does.
+fn serve(directory: &Path, state: &Path) -> Child {
+    let mut prepare = Command::new(env!("CARGO_BIN_EXE_iot-agent"));
+    prepare.arg("prepare-storage").arg("--state").arg(state).arg("--podman").arg(program(directory));
+    for (flag, place) in [("--storage", "root"), ("--temporary", TEMPORARY), ("--started", STARTED)] {
+        prepare.arg(flag).arg(directory.join(place));
+    }
+    assert!(prepare.status().unwrap().success());
     let log = std::fs::File::create(directory.join("service.log")).unwrap();
     podman(directory)
         .args(["system", "service", "--time", "0"])

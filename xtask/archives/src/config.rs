@@ -96,6 +96,10 @@ impl Document {
         format!("{}/{}", self.os, self.architecture)
     }
 
+    pub(crate) fn variant(&self) -> &str {
+        &self.variant
+    }
+
     pub(crate) fn is_for(&self, os: &str, architecture: &str) -> bool {
         self.os == os && self.architecture == architecture
     }

@@ -50,7 +50,8 @@ pub(crate) fn candidates(store: &Store) -> Result<Vec<Candidate>> {
         let layers = image.layers.into_iter().zip(digests);
         let layers = layers.map(|(name, digest)| LayerSource { name, digest, hashed: Hashed::Content });
         let layers = layers.collect();
-        Ok(Candidate { name: image.repo_tags.unwrap_or_default().join(", "), config, layers })
+        let name = image.repo_tags.unwrap_or_default().join(", ");
+        Ok(Candidate { name, variant: String::new(), config, layers })
     };
     images.into_iter().map(candidate).collect()
 }

@@ -44,8 +44,16 @@ pub struct Layer {
 /// An image of an archive.
 pub(crate) struct Candidate {
     pub(crate) name: String,
+    /// The variant of the architecture in the index; empty if the index has none.
+    pub(crate) variant: String,
     pub(crate) config: Document,
     pub(crate) layers: Vec<LayerSource>,
+}
+
+impl Candidate {
+    fn variant(&self) -> &str {
+        if self.variant.is_empty() { self.config.variant() } else { &self.variant }
+    }
 }
 
 /// A layer that is not unpacked yet.
@@ -100,6 +108,7 @@ pub(crate) fn choose(
             .into());
         }
     }
+    let all = most_general(all);
     match <[Candidate; 1]>::try_from(all) {
         Ok([one]) => Ok(one),
         Err(several) => {
@@ -110,9 +119,29 @@ pub(crate) fn choose(
     }
 }
 
+/// If the images differ only in the variant of their architecture, returns the one with the lowest variant, which runs
+/// on each core of the architecture. An image without a variant runs on all of them (containerd, platforms).
+fn most_general(mut all: Vec<Candidate>) -> Vec<Candidate> {
+    let variants: BTreeSet<_> = all.iter().map(|one| one.variant().to_owned()).collect();
+    let names: BTreeSet<_> = all.iter().map(|one| one.name.as_str()).collect();
+    if variants.len() == all.len()
+        && names.len() == 1
+        && let Some(lowest) = all.iter().map(|one| rank(one.variant())).min()
+    {
+        all.retain(|one| rank(one.variant()) == lowest);
+    }
+    all
+}
+
+/// Returns the order of variants: `v8` before `v9`, `v8.1` before `v8.2`.
+fn rank(variant: &str) -> Vec<u32> {
+    let numbers = variant.strip_prefix('v').unwrap_or_default().split('.');
+    numbers.map_while(|number| number.parse().ok()).collect()
+}
+
 /// Unpacks the layers of an image.
 pub(crate) fn unpack(store: &Store, candidate: Candidate, tree: &mut Tree<'_>) -> Result<Image> {
-    let Candidate { name, config, layers } = candidate;
+    let Candidate { name, config, layers, .. } = candidate;
     let mut sources = Vec::new();
     for layer in layers {
         let slice = store.needed(&layer.name)?;

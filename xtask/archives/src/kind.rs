@@ -55,8 +55,8 @@ impl fmt::Display for Kind {
 }
 
 impl Kind {
-    /// Returns the kind of the archive at a path. Returns `None` if the path has no archive of a known kind. A directory
-    /// counts only if it is an OCI layout, and a compressed file only if it contains a tar archive.
+    /// Returns the kind of the archive at a path. Returns `None` if the path has no archive of a known kind. A
+    /// directory counts only if it is an OCI layout, and a compressed file only if it contains a tar archive.
     ///
     /// # Errors
     /// Returns an error that names the path if it cannot be read, or if it begins like an archive but is damaged.
@@ -87,6 +87,9 @@ impl Kind {
     }
 }
 
+/// The bytes of a record, in which tar writes an archive by default.
+const RECORD: u64 = 20 * BLOCK;
+
 /// Returns whether the decompressed content begins with a header of tar, by its check sum. Old archives have no magic
 /// number.
 fn is_tar(slice: &Slice) -> io::Result<bool> {
@@ -94,6 +97,9 @@ fn is_tar(slice: &Slice) -> io::Result<bool> {
     decoder(slice, slice.clone())?.take(BLOCK).read_to_end(&mut block)?;
     if block.len() as u64 != BLOCK {
         return Ok(false);
+    }
+    if block.iter().all(|byte| *byte == 0) {
+        return is_empty_tar(slice);
     }
     let recorded = Header::from_byte_slice(&block).cksum();
     // The field of the sum counts as eight spaces.
@@ -103,6 +109,14 @@ fn is_tar(slice: &Slice) -> io::Result<bool> {
         .map(|(at, byte)| u32::from(if (148..156).contains(&at) { b' ' } else { *byte }))
         .sum();
     Ok(recorded.is_ok_and(|recorded| recorded == sum))
+}
+
+/// Returns whether the decompressed content has only the zeros that end a tar archive: the two blocks, or a record with
+/// them (pax(1)).
+fn is_empty_tar(slice: &Slice) -> io::Result<bool> {
+    let mut content = Vec::new();
+    decoder(slice, slice.clone())?.take(RECORD + 1).read_to_end(&mut content)?;
+    Ok([2 * BLOCK, RECORD].contains(&(content.len() as u64)) && content.iter().all(|byte| *byte == 0))
 }
 
 /// Returns the kind of a tar archive by the names of its entries.
@@ -139,7 +153,7 @@ fn scan<R: Read>(entries: tar::Entries<'_, R>, compression: Compression, meter: 
             return Ok(Kind::OciArchive);
         }
         if compression != Compression::None {
-            if !may_be_of_image(&name) {
+            if !entry.header().entry_type().is_dir() && !may_be_of_image(&name) {
                 return Ok(Kind::Tar);
             }
             io::copy(&mut entry, &mut io::sink()).map_err(broken)?;
@@ -150,11 +164,18 @@ fn scan<R: Read>(entries: tar::Entries<'_, R>, compression: Compression, meter: 
     Ok(if has_manifest { Kind::DockerArchive } else { Kind::Tar })
 }
 
-/// Returns whether an archive of an image may contain this name. Its other files are named by digests: `DIGEST.json`,
-/// `DIGEST.tar.gz`, `DIGEST/layer.tar`, `sha256:DIGEST`.
+/// Returns whether an archive of an image may contain this file. Most tools name layers and configurations by digests:
+/// `DIGEST.json`, `DIGEST.tar.gz`, `DIGEST/layer.tar`, `sha256:DIGEST`. Other files are recognised by the ends of their
+/// names, or by the names that old versions of docker gave.
 fn may_be_of_image(name: &str) -> bool {
-    let known = [oci::LAYOUT, oci::INDEX, docker::MANIFEST, "", "blobs", "config.json", "repositories"];
+    let known = [oci::LAYOUT, oci::INDEX, docker::MANIFEST, "", "repositories"];
     let digest = name.strip_prefix("sha256:").unwrap_or(name);
     let digits = digest.bytes().take_while(u8::is_ascii_hexdigit).count();
-    known.contains(&name) || name.starts_with("blobs/") || digits >= 64
+    let last = name.rsplit('/').next().unwrap_or_default();
+    let ends = [".tar", ".tar.gz", ".tar.zst", ".tgz", ".json"];
+    known.contains(&name)
+        || name.starts_with("blobs/")
+        || digits >= 64
+        || ["VERSION", "json"].contains(&last)
+        || ends.iter().any(|end| last.ends_with(end))
 }

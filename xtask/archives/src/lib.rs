@@ -14,6 +14,7 @@ mod meter;
 mod oci;
 mod program;
 mod slice;
+mod start;
 mod store;
 mod stream;
 mod tarball;
@@ -35,7 +36,8 @@ pub use config::ImageConfig;
 pub use image::{Image, Layer};
 pub use kind::Kind;
 pub use meter::Limits;
-pub use program::Program;
+pub use program::{MAX_SCRIPTS, PATH, Program};
+pub use start::Start;
 pub use tree::{LeftOut, Progress};
 pub use walk::resolve;
 
@@ -50,7 +52,8 @@ use walk::Scope;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Request {
     pub limits: Limits,
-    /// The kind, if [`Kind::of`] has returned it already. A compressed archive may have to be decompressed to recognise it.
+    /// The kind, if [`Kind::of`] has returned it already. A compressed archive may have to be decompressed to recognise
+    /// it.
     pub kind: Option<Kind>,
     /// The architecture to choose if an archive contains an image for several platforms.
     pub arch: Option<VmArchitecture>,
@@ -69,8 +72,8 @@ pub struct Unpacked {
 }
 
 impl Unpacked {
-    /// Returns the layer that each file of the directory comes from, by the file's path. The path is relative to the root
-    /// and contains no link. Files of lower layers that were replaced or removed are also listed.
+    /// Returns the layer that each file of the directory comes from, by the file's path. The path is relative to the
+    /// root and contains no link. Files of lower layers that were replaced or removed are also listed.
     pub fn layers_by_file(&self) -> HashMap<&Path, &Layer> {
         let layers = self.image.iter().flat_map(|image| &image.layers);
         // The map keeps the last of the layers that have a file.
@@ -78,13 +81,13 @@ impl Unpacked {
     }
 }
 
-/// Unpacks the archive at `path` into the directory `into`, which is made if it does not exist. The files belong to this
-/// user, who can read and delete all of them. Owners, times, extended attributes and setuid bits are not kept.
+/// Unpacks the archive at `path` into the directory `into`, which is made if it does not exist. The files belong to
+/// this user, who can read and delete all of them. Owners, times, extended attributes and setuid bits are not kept.
 ///
 /// # Errors
-/// Returns an error that names the archive and the entry if the archive is damaged or incomplete, contains an entry that
-/// leads outside, or exceeds a limit; if `into` is not empty; or if `progress` returns an error. The directory then has
-/// the entries that were unpacked before.
+/// Returns an error that names the archive and the entry if the archive is damaged or incomplete, contains an entry
+/// that leads outside, or exceeds a limit; if `into` is not empty; or if `progress` returns an error. The directory
+/// then has the entries that were unpacked before.
 pub fn unpack(path: &Path, into: &Path, request: &Request, progress: &mut Progress<'_>) -> Result<Unpacked> {
     let kind = request.kind.map_or_else(|| Kind::of(path), |kind| Ok(Some(kind)))?;
     let Some(kind) = kind else {

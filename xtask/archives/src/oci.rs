@@ -32,6 +32,15 @@ struct Descriptor {
     digest: Digest,
     #[serde(default)]
     annotations: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    platform: Option<Platform>,
+}
+
+/// The platform of a manifest in an index.
+#[derive(Debug, Deserialize)]
+struct Platform {
+    #[serde(default)]
+    variant: Option<String>,
 }
 
 /// An index or a manifest.
@@ -51,8 +60,8 @@ impl Descriptor {
         format!("blobs/{}/{}", self.digest.algorithm().name(), self.digest.hex())
     }
 
-    /// Returns whether a configuration is that of an image. Bills of materials, signatures and charts are also stored as
-    /// manifests with a configuration (OCI image-spec, manifest.md).
+    /// Returns whether a configuration is that of an image. Bills of materials, signatures and charts are also stored
+    /// as manifests with a configuration (OCI image-spec, manifest.md).
     fn is_of_image(&self) -> bool {
         let docker = "application/vnd.docker.container.image.v1+json";
         ["", "application/vnd.oci.image.config.v1+json", docker].contains(&self.media_type.as_str())
@@ -119,7 +128,9 @@ pub(crate) fn candidates(store: &Store) -> Result<Vec<Candidate>> {
                 missing = Some(config);
                 continue;
             }
-            found.push(candidate(store, name, &config, linked.layers.unwrap_or_default())?);
+            let variant = descriptor.platform.and_then(|platform| platform.variant).unwrap_or_default();
+            let layers = linked.layers.unwrap_or_default();
+            found.push(Candidate { variant, ..candidate(store, name, &config, layers)? });
         }
     }
     if found.is_empty()
@@ -138,5 +149,5 @@ fn candidate(store: &Store, name: String, config: &Descriptor, layers: Vec<Descr
     let source =
         |layer: Descriptor| LayerSource { name: layer.path(), digest: layer.digest, hashed: Hashed::Blob };
     let layers = layers.into_iter().map(source).collect();
-    Ok(Candidate { name, config: document(store, config)?, layers })
+    Ok(Candidate { name, variant: String::new(), config: document(store, config)?, layers })
 }

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Error, Result};
-use xtask_archives::{ImageConfig, Kind, Request, Unpacked, resolve};
+use xtask_archives::{ImageConfig, Kind, PATH, Request, Unpacked, resolve};
 use xtask_core::arch::VmArchitecture;
 use xtask_core::cli::TryArgs;
 use xtask_core::error::{self, Failure};
@@ -16,14 +16,11 @@ use crate::accounts::Account;
 use crate::root::missing;
 use crate::subject::{Core, Runner, Subject, runner};
 
-/// The `PATH` of a container whose image has none. podman and docker have the same.
-const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
 /// Unpacks an archive into a directory. The archive is a container image for the device or a tar archive.
 ///
 /// # Errors
-/// Returns a usage error if the archive is damaged, exceeds a limit or is for another architecture, and a failure of the
-/// host if its files cannot be written.
+/// Returns a usage error if the archive is damaged, exceeds a limit or is for another architecture, and a failure of
+/// the host if its files cannot be written.
 pub(crate) fn unpack(archive: &Path, into: &Path, core: Core<'_>, ui: &Ui) -> Result<Unpacked> {
     let request = Request { arch: Some(core.arch), ..Request::default() };
     let mut progress =
@@ -150,7 +147,9 @@ impl Container<'_> {
         else {
             return Ok(None);
         };
-        Ok((!has(self.root, &file)).then(|| missing(&file, what, &self.archive.display().to_string())))
+        Ok(file_in(self.root, &file)
+            .is_none()
+            .then(|| missing(&file, what, &self.archive.display().to_string())))
     }
 
     /// Returns the path under which a container starts the command, which is not the path without links: a program may
@@ -159,27 +158,27 @@ impl Container<'_> {
         if command.contains('/') {
             return directory.join(command);
         }
-        let default = [PATH.to_owned()];
-        let path = self.config.env.iter().chain(&default).find_map(|variable| variable.strip_prefix("PATH="));
-        let places = path.unwrap_or_default().split(':').map(|entry| directory.join(entry).join(command));
+        let path = self.config.env.iter().find_map(|variable| variable.strip_prefix("PATH="));
+        let places = path.unwrap_or(PATH).split(':').map(|entry| directory.join(entry).join(command));
         let leads_there = |place: &PathBuf| resolve(self.root, place).ok().flatten().as_deref() == Some(file);
         places.into_iter().find(leads_there).unwrap_or_else(|| Path::new("/").join(file))
     }
 
     fn environment(&self, account: &Account) -> Vec<Vec<u8>> {
-        let home = format!("HOME={}", account.home);
-        let defaults = [PATH, &home].into_iter().filter(|default| {
-            let (name, _) = default.split_once('=').unwrap_or_default();
-            !self.config.env.iter().any(|own| own.split_once('=').is_some_and(|(own, _)| own == name))
-        });
-        let own = self.config.env.iter().map(String::as_str);
-        defaults.chain(own).map(|variable| variable.as_bytes().to_vec()).collect()
+        let is_set = |name: &str| {
+            self.config.env.iter().any(|own| own.split_once('=').is_some_and(|(own, _)| own == name))
+        };
+        let defaults = [("PATH", PATH), ("HOME", account.home.as_str())];
+        let defaults = defaults.into_iter().filter(|(name, _)| !is_set(name));
+        let defaults = defaults.map(|(name, value)| format!("{name}={value}"));
+        defaults.chain(self.config.env.iter().cloned()).map(String::into_bytes).collect()
     }
 }
 
-/// Returns whether an unpacked tree has a regular file at a path.
-pub(crate) fn has(root: &Path, path: &str) -> bool {
-    resolve(root, Path::new(path)).ok().flatten().is_some_and(|found| root.join(found).is_file())
+/// Returns the regular file at a path of an unpacked tree.
+pub(crate) fn file_in(root: &Path, path: &str) -> Option<PathBuf> {
+    let found = resolve(root, Path::new(path)).ok().flatten().map(|found| root.join(found));
+    found.filter(|found| found.is_file())
 }
 
 /// Returns whether an archive of this kind is a container image.
@@ -301,8 +300,8 @@ mod tests {
             let subject = tree.subject(config, &[]).unwrap().unwrap();
             words(&subject.environment).join(" ")
         };
-        assert_eq!(of(&[]), format!("{PATH} HOME=/root ADDED=1"));
-        assert_eq!(of(&["HOME=/h", "A=b=c"]), format!("{PATH} HOME=/h A=b=c ADDED=1"));
+        assert_eq!(of(&[]), format!("PATH={PATH} HOME=/root ADDED=1"));
+        assert_eq!(of(&["HOME=/h", "A=b=c"]), format!("PATH={PATH} HOME=/h A=b=c ADDED=1"));
         assert_eq!(of(&["PATH=/bin"]), "HOME=/root PATH=/bin ADDED=1");
         let error =
             tree.subject(ImageConfig { env: vec!["A=\0".to_owned()], ..config(&["/bin/sh"], &[]) }, &[]);

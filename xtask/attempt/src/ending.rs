@@ -1,6 +1,6 @@
 //! The end of the program: the exit code of the command, and the sentence about it.
 
-use crate::root::missing;
+use crate::machine::MEMORY_MIB;
 use crate::subject::Runner;
 use crate::wire::End;
 
@@ -35,6 +35,8 @@ const SIGNALS: &[(u8, &str, &str)] = &[
     (31, "SIGSYS", "invalid system call"),
 ];
 
+const SIGKILL: u8 = 9;
+
 /// ENOENT and ENOEXEC (errno(3)).
 const NO_SUCH_FILE: i32 = 2;
 const WRONG_FORMAT: i32 = 8;
@@ -56,8 +58,8 @@ pub(crate) struct Conclusion {
 }
 
 impl Conclusion {
-    /// Returns the conclusion for a program whose dynamic loader or interpreter is known to be missing. The kernel would
-    /// refuse such a program in the same way.
+    /// Returns the conclusion for a program whose dynamic loader or interpreter is known to be missing. The kernel
+    /// would refuse such a program in the same way.
     pub(crate) fn missing(sentence: String) -> Self {
         let outcome = Outcome::Ended(End::Refused(NO_SUCH_FILE));
         Self { outcome, code: NOT_FOUND, sentence: Some(sentence) }
@@ -84,9 +86,17 @@ fn explain(end: End, runner: Option<&Runner>, place: &str) -> (u8, Option<String
     match end {
         End::Exit(code) => (code, None),
         End::Signal(number) => (SIGNALLED.saturating_add(number), Some(signal(number))),
+        End::Starved => (
+            SIGNALLED + SIGKILL,
+            Some(format!(
+                "signal {SIGKILL} (SIGKILL) ended the program, because the machine's memory of {MEMORY_MIB} MiB was full"
+            )),
+        ),
         End::Refused(NO_SUCH_FILE) => {
             let sentence = match runner {
-                Some(Runner { file, what }) => missing(file, what, place),
+                Some(Runner { file, what }) => {
+                    format!("{place} lacks {what} {file}, or a file that executes it")
+                }
                 None => "the kernel does not find the program".to_owned(),
             };
             (NOT_FOUND, Some(sentence))
@@ -121,7 +131,8 @@ mod tests {
             (End::Exit(132), 132, None),
             (End::Signal(4), 132, Some("SIGILL, illegal instruction")),
             (End::Signal(64), 192, Some("signal 64 ended")),
-            (End::Refused(2), 127, Some("the dynamic loader /lib/ld.so, and debian-12 does not have it")),
+            (End::Starved, 137, Some("SIGKILL) ended the program, because the machine's memory of 2048 MiB")),
+            (End::Refused(2), 127, Some("debian-12 lacks the dynamic loader /lib/ld.so")),
             (End::Refused(8), 126, Some("format")),
             (End::Refused(13), 126, Some("Permission denied")),
         ];

@@ -6,7 +6,7 @@
 //! kernels/<key>/version          the name of the package's file
 //! kernels/<key>/modules/NN-name  the modules, in the order in which they are loaded, without compression
 //! kernels/<key>.making/          a kernel that is being made; if its run died, the next one deletes it
-//! kernels/<key>.lock             held while a process makes, borrows or deletes the kernel
+//! kernels/<key>.lock             held while a process makes, uses or deletes the kernel
 //! ```
 
 use std::ffi::OsString;
@@ -94,12 +94,12 @@ pub(crate) fn ensure(cache: &Cache, kernel: Kernel, uses: &[Use], run: &RunDir, 
     }
     // The time of the last use, for `image prune`.
     write_private(&directory.join("used"), "")?;
-    borrow(&directory, &run.work(), uses)
+    prepare_for_run(&directory, &run.work(), uses)
 }
 
-/// Gives a run its own name of the kernel, and reads the modules for `uses`. After that, the run needs no lock: another process may
-/// delete the directory.
-fn borrow(directory: &Path, work: &Path, uses: &[Use]) -> Result<Bootable> {
+/// Gives a run its own name of the kernel, and reads the modules for `uses`. After that, the run needs no lock: another
+/// process may delete the directory.
+fn prepare_for_run(directory: &Path, work: &Path, uses: &[Use]) -> Result<Bootable> {
     let (kept, image) = (directory.join("vmlinuz"), work.join("vmlinuz"));
     match std::fs::hard_link(&kept, &image) {
         // The kernels may be on another file system, behind a symbolic link.
@@ -110,7 +110,7 @@ fn borrow(directory: &Path, work: &Path, uses: &[Use]) -> Result<Bootable> {
     }
     let mut modules = Vec::new();
     for (number, (needed, name)) in MODULES.iter().enumerate() {
-        let name = place_of(number, name);
+        let name = module_file_name(number, name);
         let path = directory.join("modules").join(&name);
         // A module without a file is built into the kernel.
         if uses.contains(needed) && path.exists() {
@@ -121,12 +121,12 @@ fn borrow(directory: &Path, work: &Path, uses: &[Use]) -> Result<Bootable> {
 }
 
 /// Returns the name of a module's file in the cache.
-fn place_of(number: usize, name: &str) -> String {
+fn module_file_name(number: usize, name: &str) -> String {
     format!("{number:02}-{name}.ko")
 }
 
 /// Returns the content of a module without compression. The emulated machine would take longer to decompress it.
-fn content_of(path: &Path) -> Result<Vec<u8>> {
+fn read_module(path: &Path) -> Result<Vec<u8>> {
     let content = fs_err::read(path)?;
     match path.extension().and_then(|ending| ending.to_str()) {
         Some("ko") => Ok(content),
@@ -147,7 +147,7 @@ fn make(cache: &Cache, kernel: Kernel, run: &RunDir, ui: &Ui) -> Result<String> 
     // The processes of a run that died were ended when this run began.
     remove_tree(&making)?;
     make_own_dir(&making)?;
-    let made = download(&making, kernel, run, ui).and_then(|()| arrange(&making));
+    let made = download(&making, kernel, run, ui).and_then(|()| keep_needed_files(&making));
     let version = made.inspect_err(|_| drop(remove_tree(&making)))?;
     fs_err::rename(&making, kernel.directory(cache))?;
     Ok(version)
@@ -186,8 +186,8 @@ fn configure(directory: &Path, arch: &str, ui: &Ui) -> Result<PathBuf> {
     write_private(&apt.join("etc/apt/sources.list"), sources(&lines))?;
     write_private(&apt.join("status"), "")?;
     let path = directory.join("apt.conf");
-    // apt reads APT_CONFIG before any other file, and `Dir` then keeps it from this host's own files. As root, apt would
-    // download as the user _apt, who may not enter the cache.
+    // apt reads APT_CONFIG before any other file, and `Dir` then keeps it from this host's own files. As root, apt
+    // would download as the user _apt, who may not enter the cache.
     let text = format!(
         "Dir \"{0}\";\nDir::State::status \"{0}/status\";\nAPT::Architecture \"{arch}\";\n\
          APT::Architectures {{ \"{arch}\"; }};\nAPT::Sandbox::User \"root\";\nAcquire::Languages \"none\";\n",
@@ -204,7 +204,7 @@ fn sources(lines: &[String]) -> String {
 }
 
 /// Keeps the kernel and its modules, and deletes everything else. Returns the name of the package's file.
-fn arrange(directory: &Path) -> Result<String> {
+fn keep_needed_files(directory: &Path) -> Result<String> {
     let package = entries(directory).find(|path| path.extension().is_some_and(|ending| ending == "deb"));
     let version = file_name(&package.context("find the package that apt downloaded")?);
     let tree = directory.join("tree");
@@ -223,8 +223,8 @@ fn arrange(directory: &Path) -> Result<String> {
             |path: &&PathBuf| file_name(path).split_once(".ko").is_some_and(|(stem, _)| stem == *name);
         match files.iter().find(is_it) {
             Some(path) => {
-                let place = directory.join("modules").join(place_of(number, name));
-                write_private(&place, content_of(path)?)?;
+                let place = directory.join("modules").join(module_file_name(number, name));
+                write_private(&place, read_module(path)?)?;
             }
             None => {
                 let is_builtin = builtin.lines().any(|line| line.ends_with(&format!("/{name}.ko")));
@@ -296,7 +296,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let read = |name: &str, bytes: &[u8]| {
             std::fs::write(directory.path().join(name), bytes).unwrap();
-            content_of(&directory.path().join(name))
+            read_module(&directory.path().join(name))
         };
         assert_eq!(read("a.ko.xz", &xz(b"code")).unwrap(), b"code");
         assert_eq!(read("a.ko", b"code").unwrap(), b"code");
@@ -308,7 +308,7 @@ mod tests {
     #[test]
     fn only_the_kernel_and_its_modules_stay() {
         let directory = unpacked("");
-        let version = arrange(directory.path()).unwrap();
+        let version = keep_needed_files(directory.path()).unwrap();
         assert_eq!(version, "linux-image-6.12.1-arm64_6.12.1-1_arm64.deb");
         let mut left: Vec<_> = entries(directory.path()).map(|path| file_name(&path)).collect();
         left.sort();
@@ -316,14 +316,15 @@ mod tests {
         assert!(is_own(directory.path()));
         let work = tempfile::tempdir().unwrap();
         let names = |uses: &[Use], work: &Path| {
-            let Bootable { image, modules } = borrow(directory.path(), work, uses).unwrap();
+            let Bootable { image, modules } = prepare_for_run(directory.path(), work, uses).unwrap();
             std::fs::remove_file(image).unwrap();
             modules.into_iter().map(|(name, _)| name).collect::<Vec<_>>()
         };
         let shares = ["06-netfs.ko", "07-9pnet.ko", "08-9pnet_virtio.ko", "09-9p.ko", "10-overlay.ko"];
         assert_eq!(names(&[Use::Always, Use::Share], work.path()), shares);
         assert_eq!(names(&[Use::Always, Use::Disk], work.path())[..2], ["10-overlay.ko", "11-virtio_blk.ko"]);
-        let Bootable { image, modules } = borrow(directory.path(), work.path(), &[Use::Always]).unwrap();
+        let Bootable { image, modules } =
+            prepare_for_run(directory.path(), work.path(), &[Use::Always]).unwrap();
         std::fs::remove_dir_all(directory.path()).unwrap();
         assert_eq!(std::fs::read_to_string(image).unwrap(), "kernel");
         assert_eq!(modules, [("10-overlay.ko".to_owned(), b"overlay".to_vec())]);
@@ -332,7 +333,7 @@ mod tests {
     #[test]
     fn a_package_without_a_module_is_refused() {
         for missing in [MODULES[0].1, MODULES[MODULES.len() - 1].1] {
-            let error = arrange(unpacked(missing).path()).unwrap_err().to_string();
+            let error = keep_needed_files(unpacked(missing).path()).unwrap_err().to_string();
             assert!(error.ends_with(&format!("has no module {missing}")), "{error}");
         }
     }

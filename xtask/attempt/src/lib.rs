@@ -1,8 +1,8 @@
 //! `cargo xtask try`: runs a program on the kernel and the core of a device, in a machine that is up in seconds. The
 //! machine has no firmware, no network and no init system. [`subject`] checks the program, [`container`] finds that of
-//! a container image, [`root`] finds the file system below it, [`kernel`] and [`initramfs`] make what QEMU boots, [`machine`] starts QEMU, and [`session`] talks to
-//! the guest in the protocol of [`wire`]. [`ending`] and [`report`] say how the program ended. `guest/main.rs` is the
-//! guest's first process.
+//! a container image, [`root`] finds the file system below it, [`kernel`] and [`initramfs`] make what QEMU boots,
+//! [`machine`] starts QEMU, and [`session`] talks to the guest in the protocol of [`wire`]. [`ending`] and [`report`]
+//! say how the program ended. `guest/main.rs` is the guest's first process.
 
 mod accounts;
 mod container;
@@ -50,7 +50,12 @@ use wire::Job;
 /// The guest's first process.
 const GUEST: Standalone = Standalone {
     name: "guest",
-    sources: &["xtask/attempt/guest/main.rs", "xtask/attempt/guest/user.rs", "xtask/attempt/src/wire.rs"],
+    sources: &[
+        "xtask/attempt/guest/main.rs",
+        "xtask/attempt/guest/files.rs",
+        "xtask/attempt/guest/user.rs",
+        "xtask/attempt/src/wire.rs",
+    ],
 };
 
 /// The directory of a run into which an archive is unpacked.
@@ -116,7 +121,7 @@ fn conclude(
 ) -> Result<Conclusion> {
     let attempt = Attempt::prepare(args)?;
     if let Plan::Ready(program) = &attempt.plan
-        && let Some(known) = program.check_runner(attempt.arch)?
+        && let Some(known) = program.check_runner(attempt.core())?
     {
         return Ok(known);
     }
@@ -138,9 +143,9 @@ impl Program {
     ///
     /// # Errors
     /// Returns a failure of the host if the program needs a file system and there is none.
-    fn check_runner(&self, arch: VmArchitecture) -> Result<Option<Conclusion>> {
+    fn check_runner(&self, core: Core<'_>) -> Result<Option<Conclusion>> {
         let Some(runner) = &self.subject.runner else { return Ok(None) };
-        match self.root.check_has(&runner.file, runner.what, arch) {
+        match self.root.check_has(runner, core) {
             Ok(()) => Ok(None),
             Err(Missing { sentence, remedy: Some(remedy) }) => Err(Failure::host(sentence, remedy).into()),
             Err(Missing { sentence, remedy: None }) => Ok(Some(Conclusion::missing(sentence))),
@@ -191,7 +196,7 @@ impl<'a> Attempt<'a> {
             Plan::Sysroot(archive, subject) => {
                 let (root, _) = self.unpack(archive, host)?;
                 unpacked = Program { root, subject: subject.clone() };
-                if let Some(known) = unpacked.check_runner(self.arch)? {
+                if let Some(known) = unpacked.check_runner(self.core())? {
                     return Ok(known);
                 }
                 &unpacked

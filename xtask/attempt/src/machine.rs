@@ -19,7 +19,7 @@ use xtask_jobs::child::{Child, Job, last_lines};
 use crate::root::Root;
 
 /// MiB of memory. QEMU takes memory from the host only when the guest uses it.
-const MEMORY_MIB: u32 = 2048;
+pub(crate) const MEMORY_MIB: u32 = 2048;
 const VCPUS: u32 = 2;
 /// The number of lines of the console, or of QEMU's own messages, that an error shows.
 const SHOWN_LINES: usize = 12;
@@ -107,11 +107,11 @@ fn telling(mut lines: Vec<String>) -> Vec<String> {
 fn arguments(parts: &Parts<'_>, work: &Path) -> Vec<OsString> {
     let profile = parts.arch.profile();
     let (memory, vcpus) = (MEMORY_MIB.to_string(), VCPUS.to_string());
-    // A panic restarts the machine, and `-no-reboot` then ends QEMU. The guest's first process starts the other processors,
-    // which takes less time there than in the middle of the boot. The kernel's tests of its cryptography take a fifth of the
-    // boot and say nothing about the program. On a busy host, the timer of an x86 machine is so late that the kernel's check
-    // of it panics ("IO-APIC + timer doesn't work"); `no_timer_check` leaves this check out. The kernels of other
-    // architectures pass this unknown word to the first process, which ignores it.
+    // A panic restarts the machine, and `-no-reboot` then ends QEMU. The guest's first process starts the other
+    // processors, which takes less time there than in the middle of the boot. The kernel's tests of its cryptography
+    // take a fifth of the boot and say nothing about the program. On a busy host, the timer of an x86 machine is so
+    // late that the kernel's check of it panics ("IO-APIC + timer doesn't work"); `no_timer_check` leaves this check
+    // out. The kernels of other architectures pass this unknown word to the first process, which ignores it.
     let line = format!(
         "console={} quiet loglevel=1 panic=-1 maxcpus=1 cryptomgr.notests no_timer_check",
         profile.console

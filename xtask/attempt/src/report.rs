@@ -85,6 +85,7 @@ fn outcome_fields(outcome: Outcome) -> Value {
         Outcome::Ended(End::Signal(number)) => {
             json!({ "outcome": "signal", "signal": signal_name(number), "number": number })
         }
+        Outcome::Ended(End::Starved) => json!({ "outcome": "out-of-memory" }),
         Outcome::Ended(End::Refused(errno)) => json!({ "outcome": "refused", "errno": errno }),
         Outcome::TimedOut => json!({ "outcome": "timed-out" }),
     }
@@ -116,7 +117,7 @@ mod tests {
         let host = || Err(Failure::host("boot the machine", "run it again").into());
         let (before, mut after) = (Seen::default(), Seen { started: true, ..Seen::default() });
         after.add(b"a\xffb");
-        let table: [(Result<Conclusion>, &Seen, Value); 8] = [
+        let table: [(Result<Conclusion>, &Seen, Value); 9] = [
             (ended(End::Exit(132)), &after, json!({ "outcome": "exited", "code": 132, "exit_code": 132 })),
             (ended(End::Exit(69)), &after, json!({ "outcome": "exited", "code": 69, "exit_code": 69 })),
             (
@@ -129,6 +130,7 @@ mod tests {
                 &after,
                 json!({ "outcome": "signal", "signal": null, "number": 40, "exit_code": 168 }),
             ),
+            (ended(End::Starved), &after, json!({ "outcome": "out-of-memory", "exit_code": 137 })),
             (ended(End::Refused(8)), &after, json!({ "outcome": "refused", "errno": 8, "exit_code": 126 })),
             (
                 Ok(Conclusion::of(Outcome::TimedOut, None, "no image", 60)),

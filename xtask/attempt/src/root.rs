@@ -1,9 +1,9 @@
 //! The file system below the program: an image of the cache, a directory of this host, or nothing.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::Result;
-use xtask_archives::Kind;
+use xtask_archives::{Kind, MAX_SCRIPTS};
 use xtask_core::arch::VmArchitecture;
 use xtask_core::bail_host;
 use xtask_core::cache::Cache;
@@ -14,7 +14,8 @@ use xtask_core::image::catalogue::Catalogue;
 use xtask_core::image::choice::Choice;
 use xtask_inspection::inventory::{CachedDisk, disk_of};
 
-use crate::container::{has, is_image, kind_of};
+use crate::container::{file_in, is_image, kind_of};
+use crate::subject::{Core, Runner};
 
 /// The file system below the program. The program sees a writable layer above it, whose content is lost at the end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,8 +38,8 @@ pub(crate) enum Base {
 }
 
 impl Base {
-    /// Returns the file system that the flags request. Without flags, this is the image that a smoke would use, if it is
-    /// in the cache.
+    /// Returns the file system that the flags request. Without flags, this is the image that a smoke would use, if it
+    /// is in the cache.
     ///
     /// # Errors
     /// Returns a usage error if the directory, the archive or the name does not exist, and a failure of the host if a
@@ -106,33 +107,63 @@ impl Root {
         }
     }
 
-    /// Returns the path of a host's file within the file system; `None` if the file is not in it.
+    /// Returns the path of a host's file within the file system; `None` if the file is not in it. On this
+    /// path, an absolute link leads to a file of the directory, not to a file of this host.
     pub(crate) fn within(&self, path: &Path) -> Option<PathBuf> {
-        match self {
-            Self::Directory { path: directory, .. } => {
-                path.strip_prefix(directory).ok().map(|inner| Path::new("/").join(inner))
-            }
-            Self::Nothing | Self::Disk { .. } => None,
-        }
+        let Self::Directory { path: directory, .. } = self else { return None };
+        // Above a link, `..` is the parent of its target.
+        let goes_up = path.components().any(|part| part == Component::ParentDir);
+        let path = if goes_up { path.canonicalize() } else { std::path::absolute(path) }.ok()?;
+        let ancestors: Vec<_> = path.ancestors().collect();
+        let is_it = |ancestor: &&&Path| ancestor.canonicalize().is_ok_and(|real| real == *directory);
+        let top = ancestors.iter().rev().find(is_it)?;
+        path.strip_prefix(top).ok().map(|inner| Path::new("/").join(inner))
     }
 
-    /// Returns an error if the file that executes the program, its dynamic loader or its interpreter, is known to be
-    /// missing. The files of a disk are not known here.
-    pub(crate) fn check_has(&self, file: &str, what: &str, arch: VmArchitecture) -> Result<(), Missing> {
+    /// Returns an error if a file that executes the program is known to be missing: its dynamic loader, its
+    /// interpreter, or a file that executes the interpreter. The files of a disk are not known here.
+    pub(crate) fn check_has(&self, runner: &Runner, core: Core<'_>) -> Result<(), Missing> {
         match self {
-            Self::Nothing => Err(Missing {
-                sentence: format!("the program needs {what} {file}, and no image for {arch} is in the cache"),
-                remedy: Some(format!(
-                    "name the device's file system with --sysroot, or run cargo xtask image build debian-12 --arch {arch}"
-                )),
-            }),
-            Self::Directory { path, .. } if has(path, file) => Ok(()),
-            Self::Directory { name, .. } => {
-                Err(Missing { sentence: missing(file, what, name), remedy: None })
+            Self::Nothing => {
+                let (Runner { file, what }, arch) = (runner, core.arch);
+                Err(Missing {
+                    sentence: format!(
+                        "the program needs {what} {file}, and no image for {arch} is in the cache"
+                    ),
+                    remedy: Some(format!(
+                        "name the device's file system with --sysroot, or run cargo xtask image build {} --arch {arch}",
+                        default_image(arch)
+                    )),
+                })
             }
+            Self::Directory { path, name } => match first_missing(path, runner, core) {
+                Some(Runner { file, what }) => {
+                    Err(Missing { sentence: missing(&file, what, name), remedy: None })
+                }
+                None => Ok(()),
+            },
             Self::Disk { .. } => Ok(()),
         }
     }
+}
+
+/// Returns the name of the image that a smoke uses by default.
+fn default_image(arch: VmArchitecture) -> String {
+    Choice::from_args(&Default::default(), arch)
+        .map_or_else(|_| "NAME".to_owned(), |choice| choice.image.name)
+}
+
+/// Follows the interpreter and the dynamic loader of each file that executes the one before it. Returns the first one
+/// that the tree does not have. A file that cannot be read counts as one that needs nothing: the kernel says why it
+/// fails.
+fn first_missing(root: &Path, runner: &Runner, core: Core<'_>) -> Option<Runner> {
+    let mut next = Some(runner.clone());
+    for _ in 0..=MAX_SCRIPTS {
+        let needed = next?;
+        let Some(found) = file_in(root, &needed.file) else { return Some(needed) };
+        next = crate::subject::runner(&found, core).ok().flatten();
+    }
+    None
 }
 
 /// A file without which the kernel does not execute the program.
@@ -152,7 +183,7 @@ pub(crate) fn missing(file: &str, what: &str, place: &str) -> String {
 mod tests {
     use super::*;
 
-    const ARM: VmArchitecture = VmArchitecture::Aarch64;
+    const PI5: Core<'_> = Core { arch: VmArchitecture::Aarch64, device: "pi5" };
 
     #[test]
     fn a_loader_is_looked_for_within_the_directory() {
@@ -162,7 +193,8 @@ mod tests {
         std::fs::create_dir_all(directory.path().join("usr/lib")).unwrap();
         // On this host, the link would lead to the host's own /usr.
         std::os::unix::fs::symlink("/usr/lib", directory.path().join("lib")).unwrap();
-        let check = |root: &Root| root.check_has("/lib/ld-linux-aarch64.so.1", "the dynamic loader", ARM);
+        let runner = |file: &str| Runner { file: file.to_owned(), what: "the dynamic loader" };
+        let check = |root: &Root| root.check_has(&runner("/lib/ld-linux-aarch64.so.1"), PI5);
         let missing = check(&root).unwrap_err();
         assert!(
             missing.sentence.contains("/lib/ld-linux-aarch64.so.1") && missing.remedy.is_none(),
@@ -171,8 +203,20 @@ mod tests {
         std::fs::write(directory.path().join("usr/lib/ld-linux-aarch64.so.1"), "").unwrap();
         check(&root).unwrap();
         assert!(check(&Root::Nothing).unwrap_err().remedy.unwrap().contains("--sysroot"));
-        let inner = directory.path().join("usr/lib/x");
-        assert_eq!(root.within(&inner), Some(PathBuf::from("/usr/lib/x")));
+        // The interpreter is a script itself, and its interpreter is missing.
+        std::fs::write(directory.path().join("usr/lib/script"), "#!/bin/none\n").unwrap();
+        let missing = root.check_has(&runner("/lib/script"), PI5).unwrap_err();
+        assert_eq!(
+            missing.sentence,
+            "the program needs the interpreter /bin/none, and the tree does not have it"
+        );
+        let inner = directory.path().join("lib/x");
+        assert_eq!(root.within(&inner), Some(PathBuf::from("/lib/x")), "a link of the directory");
+        let other = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(directory.path(), other.path().join("link")).unwrap();
+        assert_eq!(root.within(&other.path().join("link/lib/x")), Some(PathBuf::from("/lib/x")));
+        assert_eq!(root.within(&directory.path().join("usr/../usr/lib")), Some(PathBuf::from("/usr/lib")));
+        assert_eq!(root.within(&directory.path().join("..")), None);
         assert_eq!(root.within(Path::new("/elsewhere")), None);
     }
 

@@ -1,12 +1,16 @@
 //! The conversation with the guest: sends the job and the standard input, and writes the program's output.
 
 use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use xtask_core::{limits, output};
 use xtask_jobs::Ui;
 
@@ -14,6 +18,9 @@ use crate::ending::Outcome;
 use crate::machine::Machine;
 use crate::report::Seen;
 use crate::wire::{self, End, Job, Kind};
+
+/// The bytes that a pipe takes at once if it is writable (pipe(7), poll(2)).
+const PIPE_BUF: usize = 4096;
 
 /// The number of frames that are read ahead of the program's output.
 const AHEAD: usize = 16;
@@ -70,22 +77,33 @@ impl Session {
         ui: &Ui,
     ) -> Result<Outcome> {
         seen.started = true;
-        let input = self.stream.try_clone().context("use QEMU's port")?;
+        let to = Arc::new(Mutex::new(self.stream.try_clone().context("use QEMU's port")?));
+        let of_input = Arc::clone(&to);
         // The thread may wait for a terminal. It ends with this process.
-        thread::spawn(move || forward_input(&input));
-        let deadline = Instant::now() + limit;
+        thread::spawn(move || forward_input(&of_input));
+        let mut has_reader = true;
+        let mut deadline = Instant::now() + limit;
         loop {
             ui.check()?;
             let rest = deadline.saturating_duration_since(Instant::now());
             match self.frames.recv_timeout(rest.min(limits::POLL)) {
-                // If the reader of stdout has gone, the program goes on.
+                // The program cannot go on while a reader such as a pager waits, so this time does not count.
                 Ok(Ok((Kind::Output, bytes))) => {
-                    let _has_reader = output::write(&bytes)?;
+                    if has_reader {
+                        has_reader =
+                            write_waiting(&bytes, std::io::stdout(), &mut deadline, ui, output::write)?;
+                        if !has_reader {
+                            let of_end = Arc::clone(&to);
+                            // This waits while the program does not read its input.
+                            thread::spawn(move || drop(send(&of_end, Kind::Closed, &[])));
+                        }
+                    }
                 }
                 Ok(Ok((Kind::Error, bytes))) => {
                     seen.add(&bytes);
                     // As with messages, a closed stderr is no error.
-                    drop(std::io::stderr().write_all(&bytes));
+                    let write = |part: &[u8]| Ok(std::io::stderr().write_all(part).is_ok());
+                    write_waiting(&bytes, std::io::stderr(), &mut deadline, ui, write)?;
                 }
                 Ok(Ok((Kind::End, end))) => {
                     let end = End::decode(&end).context("read the program's end")?;
@@ -98,6 +116,38 @@ impl Session {
             if Instant::now() >= deadline {
                 return Ok(Outcome::TimedOut);
             }
+        }
+    }
+}
+
+/// Writes to a stream in parts that its reader takes at once: a write could wait for ever, and no signal would end it.
+/// Moves the deadline by the time that this takes. Returns whether the stream still has a reader.
+fn write_waiting(
+    bytes: &[u8],
+    stream: impl AsFd,
+    deadline: &mut Instant,
+    ui: &Ui,
+    write: impl Fn(&[u8]) -> Result<bool>,
+) -> Result<bool> {
+    let started = Instant::now();
+    for part in bytes.chunks(PIPE_BUF) {
+        wait_for_reader(&stream, ui)?;
+        if !write(part)? {
+            return Ok(false);
+        }
+    }
+    *deadline += started.elapsed();
+    Ok(true)
+}
+
+fn wait_for_reader(stream: &impl AsFd, ui: &Ui) -> Result<()> {
+    let pause = Timespec::try_from(limits::POLL).context("wait for the reader of the output")?;
+    loop {
+        ui.check()?;
+        match poll(&mut [PollFd::new(stream, PollFlags::OUT)], Some(&pause)) {
+            Ok(0) | Err(Errno::INTR) => {}
+            // The write reports the error of a stream that cannot be written.
+            _ => return Ok(()),
         }
     }
 }
@@ -119,7 +169,7 @@ fn unexpected(frame: std::io::Result<(Kind, Vec<u8>)>, machine: &Machine) -> any
 
 /// Sends the standard input to the guest. An empty frame is its end. An error of the stream means that QEMU has ended,
 /// which the reader of the stream reports.
-fn forward_input(mut to: &UnixStream) {
+fn forward_input(to: &Mutex<UnixStream>) {
     let mut buffer = vec![0; wire::MOST];
     loop {
         let length = match std::io::stdin().read(&mut buffer) {
@@ -127,8 +177,12 @@ fn forward_input(mut to: &UnixStream) {
             // A standard input that cannot be read, such as a directory, is empty for the program.
             read => read.unwrap_or_default(),
         };
-        if wire::send(&mut to, Kind::Input, &buffer[..length]).is_err() || length == 0 {
+        if send(to, Kind::Input, &buffer[..length]).is_err() || length == 0 {
             return;
         }
     }
+}
+
+fn send(to: &Mutex<UnixStream>, kind: Kind, content: &[u8]) -> std::io::Result<()> {
+    wire::send(&mut *to.lock().unwrap_or_else(PoisonError::into_inner), kind, content)
 }

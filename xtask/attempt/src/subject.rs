@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use inspect::elf::{Elf, Ident};
-use xtask_archives::Kind;
+use xtask_archives::{Kind, PATH, Start, resolve};
 use xtask_core::arch::VmArchitecture;
 use xtask_core::cli::TryArgs;
 use xtask_core::error::Failure;
@@ -21,8 +21,8 @@ use crate::wire::User;
 /// The directory of the guest at which the program's own directory is mounted.
 pub(crate) const SHARE: &str = "/try";
 
-/// The longest first line of a script that Linux reads (BINPRM_BUF_SIZE).
-const FIRST_LINE: usize = 256;
+/// The length of the longer ELF header (gABI), that of ELFCLASS64.
+const HEADER: usize = 64;
 /// The first bytes of an ELF file (gABI).
 const ELF_MAGIC: &[u8] = b"\x7fELF";
 /// The types of ELF files that the kernel executes (gABI): ET_EXEC and ET_DYN.
@@ -47,12 +47,8 @@ pub(crate) struct Subject {
 }
 
 /// The environment of a program that is no container's, before `--env`.
-const ENVIRONMENT: [&str; 4] = [
-    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "HOME=/root",
-    "LANG=C.UTF-8",
-    "TERM=dumb",
-];
+const ENVIRONMENT: [(&str, &str); 4] =
+    [("PATH", PATH), ("HOME", "/root"), ("LANG", "C.UTF-8"), ("TERM", "dumb")];
 
 /// The file that the kernel executes with the program: a dynamic loader or an interpreter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +72,14 @@ impl Subject {
     /// Returns a usage error if `path` is no executable file for the architecture of the device.
     pub(crate) fn of(path: &Path, root: &Root, core: Core<'_>) -> Result<Self> {
         let refuse = |why: String| Failure::usage(format!("try {}: {why}", path.display()));
-        let real = path.canonicalize().map_err(|error| refuse(error.to_string()))?;
+        let inner = root.within(path);
+        let real = match (&inner, root) {
+            (Some(inner), Root::Directory { path: directory, name }) => {
+                let found = resolve(directory, inner).map_err(|error| refuse(format!("{error:#}")))?;
+                directory.join(found.ok_or_else(|| refuse(format!("{name} has no such file")))?)
+            }
+            _ => path.canonicalize().map_err(|error| refuse(error.to_string()))?,
+        };
         let about = real.metadata().map_err(|error| refuse(error.to_string()))?;
         if !about.is_file() {
             return Err(refuse("it is not a regular file".to_owned()).into());
@@ -85,21 +88,22 @@ impl Subject {
             return Err(refuse(format!("it is not executable; run chmod +x {}", path.display())).into());
         }
         let runner = runner(&real, core).map_err(refuse)?;
-        let own_name = path.file_name().unwrap_or_default();
-        let (share, program, directory) = match root.within(&real) {
-            Some(inner) => (None, inner, "/"),
+        let (share, program, own_path, directory) = match inner {
+            // A program may look for its files beside the link by which it was started.
+            Some(inner) => (None, inner.clone(), inner, "/"),
             None => {
-                let name = real.file_name().unwrap_or_default();
-                (real.parent().map(Path::to_owned), Path::new(SHARE).join(name), SHARE)
+                let program = Path::new(SHARE).join(real.file_name().unwrap_or_default());
+                let own_path = program.with_file_name(path.file_name().unwrap_or_default());
+                (real.parent().map(Path::to_owned), program, own_path, SHARE)
             }
         };
         Ok(Self {
             share,
-            arguments: vec![program.with_file_name(own_name).into_os_string().into_vec()],
+            arguments: vec![own_path.into_os_string().into_vec()],
             program,
             directory: directory.as_bytes().to_vec(),
             runner,
-            environment: ENVIRONMENT.map(|variable| variable.as_bytes().to_vec()).into(),
+            environment: ENVIRONMENT.map(|(name, value)| format!("{name}={value}").into_bytes()).into(),
             user: User::default(),
         })
     }
@@ -146,9 +150,9 @@ fn start_of(path: &Path, length: usize) -> std::io::Result<Vec<u8>> {
 
 /// Returns the file that the kernel needs to execute the program; `None` for a static program.
 pub(crate) fn runner(path: &Path, core: Core<'_>) -> Result<Option<Runner>, String> {
-    let start = start_of(path, FIRST_LINE).map_err(|error| error.to_string())?;
+    let start = start_of(path, HEADER).map_err(|error| error.to_string())?;
     if start.starts_with(b"#!") {
-        return interpreter(&start).map(Some);
+        return interpreter(path).map(Some);
     }
     let ident =
         Ident::read(&start).map_err(|why| format!("it is neither an executable nor a script: {why}"))?;
@@ -186,17 +190,16 @@ pub(crate) fn default_device(arch: VmArchitecture) -> Option<String> {
     found.map(|device| device.name)
 }
 
-/// Returns the interpreter in the first line of a script.
-fn interpreter(start: &[u8]) -> Result<Runner, String> {
-    let line = start[2..].split(|byte| *byte == b'\n').next().unwrap_or_default();
-    let word = line.split(|byte| b" \t".contains(byte)).find(|word| !word.is_empty()).unwrap_or_default();
-    if word.ends_with(b"\r") {
+/// Returns the interpreter of a script.
+fn interpreter(path: &Path) -> Result<Runner, String> {
+    let start = Start::of(path).map_err(|error| format!("{error:#}"))?;
+    let file = if let Start::Script { interpreter, .. } = start { interpreter } else { String::new() };
+    if file.ends_with('\r') {
         return Err("its first line ends with a carriage return; convert it with dos2unix".to_owned());
     }
-    if !word.starts_with(b"/") {
+    if !file.starts_with('/') {
         return Err("its first line names no interpreter with an absolute path".to_owned());
     }
-    let file = std::ffi::OsStr::from_bytes(word).to_string_lossy().into_owned();
     Ok(Runner { file, what: "the interpreter" })
 }
 
@@ -301,6 +304,14 @@ mod tests {
         let inside = Subject::of(&path, &root, PI5).unwrap();
         assert_eq!((inside.share, inside.program), (None, "/tool".into()));
         assert_eq!((inside.directory, inside.arguments), (b"/".to_vec(), vec![b"/tool".to_vec()]));
+        // On this host, this link leads nowhere.
+        let link = place.0.path().join("absolute");
+        std::os::unix::fs::symlink("/tool", &link).unwrap();
+        let linked = Subject::of(&link, &root, PI5).unwrap();
+        assert_eq!((linked.share, linked.program, linked.runner), (None, "/absolute".into(), inside.runner));
+        assert_eq!(linked.arguments, vec![b"/absolute".to_vec()]);
+        let error = Subject::of(&place.0.path().join("missing"), &root, PI5).unwrap_err();
+        assert_eq!(xtask_core::error::code(&error), 2);
         let path = place.put("static", &header(2, 183, 2), 0o755);
         assert_eq!(Subject::of(&path, &Root::Nothing, PI5).unwrap().runner, None);
     }

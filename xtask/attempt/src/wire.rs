@@ -18,6 +18,8 @@ pub enum Kind {
     Job = b'J' as isize,
     /// To the guest: a part of the program's standard input. An empty part is its end.
     Input = b'I' as isize,
+    /// To the guest: the program's standard output has no reader any more. The content is empty.
+    Closed = b'C' as isize,
     /// To the host: the program starts now. The content describes the kernel.
     Started = b'S' as isize,
     /// To the host: a part of the program's standard output.
@@ -32,8 +34,8 @@ pub enum Kind {
 
 impl Kind {
     fn of(byte: u8) -> Option<Self> {
-        use Kind::{End, Error, Failed, Input, Job, Output, Started};
-        [Job, Input, Started, Output, Error, End, Failed].into_iter().find(|kind| *kind as u8 == byte)
+        use Kind::{Closed, End, Error, Failed, Input, Job, Output, Started};
+        [Job, Input, Closed, Started, Output, Error, End, Failed].into_iter().find(|kind| *kind as u8 == byte)
     }
 }
 
@@ -146,6 +148,8 @@ pub enum End {
     Exit(u8),
     /// This signal ended the program.
     Signal(u8),
+    /// The kernel killed the program because the machine's memory was full.
+    Starved,
     /// The kernel did not execute the program, with this error number (errno(3)).
     Refused(i32),
 }
@@ -156,6 +160,7 @@ impl End {
         match self {
             Self::Exit(code) => format!("exit {code}"),
             Self::Signal(number) => format!("signal {number}"),
+            Self::Starved => "starved 0".to_owned(),
             Self::Refused(number) => format!("refused {number}"),
         }
     }
@@ -166,6 +171,7 @@ impl End {
         Some(match word {
             "exit" => Self::Exit(number.parse().ok()?),
             "signal" => Self::Signal(number.parse().ok()?),
+            "starved" => Self::Starved,
             "refused" => Self::Refused(number.parse().ok()?),
             _ => return None,
         })

@@ -26,6 +26,15 @@ pub fn name_of(value: &impl ValueEnum) -> String {
     value.to_possible_value().expect("no value is hidden").get_name().to_owned()
 }
 
+/// Returns a word for a command line of a POSIX shell, in quotes if it needs them.
+pub fn shell_word(word: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:,=+@%".contains(&byte);
+    if !word.is_empty() && word.bytes().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
 /// Formats a size as `17 KiB`, `589 MiB` or `2.1 GiB`.
 pub fn human_bytes(bytes: u64) -> String {
     match bytes {
@@ -77,6 +86,16 @@ mod tests {
     fn seconds_are_readable() {
         for (seconds, text) in [(0.26, "0.3 s"), (61.2, "61 s"), (725.0, "12 min 5 s")] {
             assert_eq!(human_seconds(seconds), text);
+        }
+    }
+
+    #[test]
+    fn a_word_reaches_a_program_unchanged() {
+        assert_eq!(shell_word("/tmp/c-1/state_2.json"), "/tmp/c-1/state_2.json");
+        for word in ["", "/tmp/a b", "it's", "$HOME", "a;b", "~", "é"] {
+            let echo = format!("printf %s {}", shell_word(word));
+            let output = std::process::Command::new("sh").args(["-c", &echo]).output().unwrap();
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), word);
         }
     }
 }

@@ -6,13 +6,14 @@
 //! before it. `xtask/tests/arrows.rs` checks this.
 //!
 //! ```text
-//! arch limits error job output digest format fs git os_release cache workspace
+//! arch limits error job output digest format fs git os_release cache workspace xml_tree
 //! cpu report libvirt_uri kernel
 //! cli processes
 //! image build runs
 //! host
 //! machine
-//! plan preflight
+//! preflight
+//! plan spread
 //! snapshot readback
 //! ```
 
@@ -50,4 +51,6 @@ pub mod readback;
 pub mod report;
 pub mod runs;
 pub mod snapshot;
+pub mod spread;
 pub mod workspace;
+pub mod xml_tree;

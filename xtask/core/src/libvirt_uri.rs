@@ -1,4 +1,4 @@
-//! The libvirt URI of `preflight --connect` (libvirt.org/uri.html). It is checked before anything slow starts.
+//! The libvirt URI of `--connect` and `--host` (libvirt.org/uri.html). It is checked before anything slow starts.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,6 +9,9 @@ use crate::error::Failure;
 const TRANSPORTS: &[&str] = &["unix", "ssh", "libssh", "libssh2", "tcp", "tls", "ext"];
 /// The transports that connect to another host, which the URI must name.
 const TO_A_HOST: &[&str] = &["ssh", "libssh", "libssh2", "tcp", "tls"];
+
+/// The error for a URI whose part after `?` cannot be parsed.
+const PARAMETERS: &str = "the part after ? must be NAME=VALUE&…";
 
 /// A checked libvirt URI.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +28,15 @@ pub struct ConnectUri {
     pub mock: bool,
     /// The path of the socket, if the URI names one.
     pub socket: Option<String>,
+    /// The client for the transport `ssh`, with the URI's port and parameters.
+    ssh: Option<Ssh>,
+}
+
+/// The ssh client of a URI (libvirt.org/uri.html, "ssh transport").
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Ssh {
+    program: String,
+    arguments: Vec<String>,
 }
 
 impl ConnectUri {
@@ -36,6 +48,24 @@ impl ConnectUri {
         }
         let separator = if self.text.contains('?') { '&' } else { '?' };
         format!("{}{separator}no_tty=1", self.text)
+    }
+
+    /// Returns the program and the arguments of an ssh client that logs in to the daemon's host. `None` if the URI does
+    /// not name a host by the transport ssh. A command for that host can be appended.
+    pub fn ssh(&self) -> Option<(&str, Vec<String>)> {
+        let Ssh { program, arguments } = self.ssh.as_ref()?;
+        let destination = self.destination.clone()?;
+        Some((program, [arguments.clone(), vec![destination]].concat()))
+    }
+
+    /// Returns ssh's option `ProxyCommand` (ssh_config(5)) for a connection to a guest of the daemon's host.
+    pub fn proxy_command(&self) -> Option<String> {
+        let Ssh { program, arguments } = self.ssh.as_ref()?;
+        let destination = self.destination.as_ref()?;
+        // ssh passes the command to the user's shell after the word exec, and replaces words with a percent sign.
+        let quoted = |word: &String| format!("'{}'", word.replace('\'', "'\\''").replace('%', "%%"));
+        let words: Vec<_> = std::iter::once(program).chain(arguments).map(quoted).collect();
+        Some(format!("{} -W %h:%p {}", words.join(" "), quoted(destination)))
     }
 
     /// Returns a virsh command for this libvirt. The command can be pasted into a shell.
@@ -100,13 +130,18 @@ impl FromStr for ConnectUri {
             _ if mock && !path.is_empty() => {}
             _ => return Err(no(&format!("QEMU's driver has /system and /session, not {path:?}"))),
         }
+        let ssh = match transport {
+            "ssh" => Some(ssh_client(authority, query).map_err(|()| no(PARAMETERS))?),
+            _ => None,
+        };
         Ok(Self {
+            ssh,
             text: text.to_owned(),
             transport: transport.to_owned(),
             destination: host,
             session: path == "session",
             mock,
-            socket: parameter(query, "socket").map_err(|()| no("the part after ? must be NAME=VALUE&…"))?,
+            socket: parameter(query, "socket").map_err(|()| no(PARAMETERS))?,
         })
     }
 }
@@ -128,6 +163,24 @@ fn host_of(authority: &str) -> Option<Option<String>> {
         && user.is_none_or(|user| plain(user) && !user.contains(':'))
         && port.parse::<u16>().is_ok();
     sound.then(|| Some(user.map_or(host.to_owned(), |user| format!("{user}@{host}"))))
+}
+
+/// Returns the ssh client for an authority that [`host_of`] has accepted, with the parameters of the URI.
+fn ssh_client(authority: &str, query: &str) -> Result<Ssh, ()> {
+    let mut arguments = vec!["-oBatchMode=yes".to_owned()];
+    arguments.extend(port_of(authority).map(|port| format!("-p{port}")));
+    arguments.extend(parameter(query, "keyfile")?.map(|path| format!("-i{path}")));
+    if parameter(query, "no_verify")?.is_some_and(|value| value != "0") {
+        arguments.push("-oStrictHostKeyChecking=no".to_owned());
+    }
+    Ok(Ssh { program: parameter(query, "command")?.unwrap_or_else(|| "ssh".to_owned()), arguments })
+}
+
+/// Returns the port of an authority that [`host_of`] has accepted.
+fn port_of(authority: &str) -> Option<u16> {
+    let place = authority.rsplit_once('@').map_or(authority, |(_, place)| place);
+    let after = place.rsplit_once(']').map_or(place, |(_, rest)| rest);
+    after.rsplit_once(':')?.1.parse().ok()
 }
 
 fn parameter(query: &str, name: &str) -> Result<Option<String>, ()> {
@@ -214,6 +267,21 @@ mod tests {
             let error = text.parse::<ConnectUri>().unwrap_err().to_string();
             assert!(error.contains(reason), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn the_ssh_client_of_a_uri_has_its_port_and_parameters() {
+        let uri = |text: &str| text.parse::<ConnectUri>().unwrap();
+        assert_eq!(uri("qemu:///system").ssh(), None);
+        let plain = uri("qemu+ssh://me@host/system");
+        assert_eq!(plain.ssh(), Some(("ssh", vec!["-oBatchMode=yes".to_owned(), "me@host".to_owned()])));
+        let text = "qemu+ssh://me@[fe80::1]:2222/system?keyfile=/k%20%25/id's&command=/opt/ssh&no_verify=1";
+        // A single quote cannot stand in a URI, but percent-encoded it can.
+        let uri = uri(&text.replace('\'', "%27"));
+        assert_eq!(
+            uri.proxy_command().unwrap(),
+            "'/opt/ssh' '-oBatchMode=yes' '-p2222' '-i/k %%/id'\\''s' '-oStrictHostKeyChecking=no' -W %h:%p 'me@fe80::1'"
+        );
     }
 
     #[test]

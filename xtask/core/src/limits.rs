@@ -31,6 +31,8 @@ pub const GUEST_QUESTION: Duration = Duration::from_secs(12);
 /// The pause between the time at which a guest is up again and the first query about its workload. In an emulated guest
 /// the workload starts some 10 s after the login prompt.
 pub const OFFLINE_RECOVERY: Duration = Duration::from_secs(20);
+/// The limit of `bench torture`: 1,000 crash states and ten boots, the recording included.
+pub const TORTURE: Duration = Duration::from_secs(900);
 /// The duration below which a phase counts as a cache hit and is not recorded.
 pub const CACHE_HIT: Duration = Duration::from_secs(2);
 /// The shortest silence that can count as a sign of a hang, whatever the usual silences are.
@@ -62,6 +64,12 @@ pub const SSH_CONNECT: Duration = Duration::from_secs(60);
 /// The time for which a command that enters an instance tries again, from its start to its last attempt. An emulated
 /// guest on a loaded host needs three minutes for a reboot.
 pub const SSH_ENTRY: Duration = Duration::from_secs(300);
+/// The time after which ssh asks a silent guest whether it still answers.
+pub const SSH_ALIVE: Duration = Duration::from_secs(5);
+/// The number of such questions without an answer after which ssh ends. A connection that no longer exists must be
+/// noticed before a wait for the agent ends.
+pub const SSH_ALIVES_MISSED: u32 = 4;
+
 /// The pause between two ssh attempts on a booting machine. Each attempt makes sshd start a process, at a time when the
 /// machine is busiest.
 pub const SSH_AGAIN: Duration = Duration::from_secs(1);
@@ -73,6 +81,8 @@ pub const SPINNER: Duration = Duration::from_millis(120);
 pub const CHILD_POLL: Duration = Duration::from_millis(50);
 /// The pause between two checks for an ended QEMU while libvirt waits for its end. libvirt itself checks every 200 ms.
 pub const REAP: Duration = Duration::from_millis(10);
+/// The pause between two checks of the size of a machine's console log, when nothing else watches the machine.
+pub const LOG_CHECK: Duration = Duration::from_secs(2);
 /// Debounce interval for SIGINT and SIGTERM: signals closer together count as one.
 pub const INTERRUPT_DEBOUNCE: Duration = Duration::from_secs(1);
 /// The limit for a smoke to notice that a soak has killed its QEMU, and to tear down.
@@ -132,7 +142,7 @@ pub const PUBLISHER_CONNECT: Duration = Duration::from_secs(20);
 /// The limit of one small response of a publisher's host (a listing, a file of digests), from the request to the last
 /// byte.
 pub const PUBLISHER_ANSWER: Duration = Duration::from_secs(60);
-/// The limit of one response of the libvirt that `preflight --connect` names. A daemon that is started by the request
+/// The limit of one response of the libvirt that `--connect` names. A daemon that is started by the request
 /// first probes the capabilities of every emulator of its host, which takes about 1 s each.
 pub const CONNECTION: Duration = Duration::from_secs(20);
 /// The time after the use of the fallback image in which a run tries the host of the default image once instead of
@@ -140,6 +150,15 @@ pub const CONNECTION: Duration = Duration::from_secs(20);
 pub const FALLBACK_MEMORY: Duration = Duration::from_secs(3600);
 /// The limit for the verification of one signature.
 pub const SIGNATURE: Duration = Duration::from_secs(20);
+
+/// The time after which libvirt asks a daemon that is silent whether it still answers.
+pub const KEEPALIVE: Duration = Duration::from_secs(5);
+/// The number of such questions without an answer after which libvirt gives a connection up.
+pub const KEEPALIVES_MISSED: u32 = 5;
+/// The limit for QEMU to write the memory of a machine to a file, or to read it.
+pub const MEMORY: Duration = Duration::from_secs(120);
+/// The silence after which a run no longer waits for another run that uploads the same image to a daemon.
+pub const UPLOAD_SILENCE: Duration = Duration::from_secs(120);
 
 /// The limit for unpacking a disk, whose libraries or file system are then read. The check of the file system has the
 /// same limit.
@@ -247,6 +266,12 @@ impl Limits {
     /// changed workload. The time for which the smoke then watches the device is added to it.
     pub fn rejoin(self) -> Duration {
         self.scaled(300)
+    }
+
+    /// Returns the limit until the DHCP server of a network of libvirt has given the guest an address, from the start
+    /// of the guest's userspace.
+    pub fn lease(self) -> Duration {
+        self.scaled(60)
     }
 
     /// Returns the limit of one command in the guest.

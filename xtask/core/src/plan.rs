@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::arch::{Accelerator, VmArchitecture};
-use crate::cli::Accel;
+use crate::cli::{Accel, PlaceArgs};
 use crate::cpu::Cpu;
 use crate::error::Failure;
 use crate::host::facts::Facts;
@@ -15,6 +15,7 @@ use crate::image::choice::Choice;
 use crate::limits::Limits;
 use crate::machine::proxies::Proxies;
 use crate::machine::{DomainXmlParams, RunFiles, VmSpec};
+use crate::preflight::remote::{ConnectionOffer, accelerator};
 use anyhow::{Context, Result};
 
 /// The resolved options of a run. A plan is never changed. If the run needs another accelerator or image, it makes
@@ -32,7 +33,12 @@ pub struct Plan {
     pub limits: Limits,
     pub emulator: PathBuf,
     pub qemu_version: String,
-    pub firmware: AarchFirmware,
+    /// The firmware of this host; `None` if the daemon of `place` selects firmware of its host.
+    pub firmware: Option<AarchFirmware>,
+    /// The libvirt that runs the guest.
+    pub place: PlaceArgs,
+    /// The architecture of the host that runs the guest; `None` if it is neither of the two.
+    pub host: Option<VmArchitecture>,
     /// The proxies of this host, which the guest uses, too.
     pub proxies: Proxies,
     pub image: Image,
@@ -97,6 +103,7 @@ impl Plan {
             .context("resolve the plan: preflight found no working emulator")?;
         let firmware =
             facts.firmware.clone().ok().context("resolve the plan: preflight found no firmware")?;
+        let place = PlaceArgs::default();
         let spec = VmSpec::from_args(facts.arch, &facts.guest.machine);
         let cpu = |accelerator| Cpu::resolve(spec.architecture, accelerator, spec.cpu.as_deref());
         let workaround = facts.known_bad().and_then(|bad| bad.global);
@@ -114,7 +121,9 @@ impl Plan {
             acceleration,
             emulator: emulator.path,
             qemu_version: emulator.version,
-            firmware,
+            firmware: Some(firmware),
+            place,
+            host: VmArchitecture::of_host(),
             proxies: Proxies::from_env(),
             image,
             fallback,
@@ -134,6 +143,70 @@ impl Plan {
             emulator.check(facts.arch, acceleration.accelerator(), machine)?;
         }
         Ok(acceleration)
+    }
+
+    /// Returns the plan for a guest on the libvirt daemon of `place`, whose answer is `offer`. The image is chosen by
+    /// the facts about this host.
+    ///
+    /// # Errors
+    /// Returns an error if the daemon runs no guests of this architecture, or if their features are not known.
+    pub fn on_daemon(
+        facts: &Facts,
+        offer: &ConnectionOffer,
+        place: &PlaceArgs,
+        timeout_scale: f64,
+    ) -> Result<Self> {
+        const UNKNOWN: &str = "resolve the plan: libvirt has not described its guests";
+        let (machine, arch) = (&facts.guest.machine, facts.arch);
+        let (guest, domain) = (offer.guest(arch).context(UNKNOWN)?, offer.domain(arch).context(UNKNOWN)?);
+        let is_here = is_on_this_host(place);
+        let acceleration = match accelerator(machine.accel, guest) {
+            Accelerator::Kvm if machine.accel == Accel::Auto && is_here && facts.kvm.against().is_some() => {
+                Acceleration::Tcg { why: facts.kvm.against().unwrap_or_default().to_owned() }
+            }
+            Accelerator::Kvm => Acceleration::Kvm { may_fall_back: machine.accel == Accel::Auto },
+            Accelerator::Tcg if machine.accel == Accel::Tcg => {
+                Acceleration::Tcg { why: "--accel tcg".to_owned() }
+            }
+            Accelerator::Tcg => {
+                Acceleration::Tcg { why: format!("that libvirt has no KVM for {arch} guests") }
+            }
+        };
+        let spec = VmSpec::from_args(arch, machine);
+        let cpu = |accelerator| Cpu::resolve(arch, accelerator, spec.cpu.as_deref());
+        let version = offer.hypervisor.as_deref().unwrap_or_default();
+        let Choice { image, fallback } = facts.guest.choice.clone();
+        Ok(Self {
+            cpu: cpu(acceleration.accelerator()),
+            emulated_cpu: cpu(Accelerator::Tcg),
+            limits: Limits::new(acceleration.accelerator(), timeout_scale),
+            spec,
+            acceleration,
+            emulator: domain.emulator.clone().into(),
+            qemu_version: version.trim_start_matches("QEMU ").to_owned(),
+            firmware: None,
+            place: place.clone(),
+            host: offer.node.as_ref().ok().and_then(|node| {
+                VmArchitecture::ALL.into_iter().find(|arch| arch.profile().machine == node.machine)
+            }),
+            proxies: Proxies::default(),
+            image,
+            fallback,
+        })
+    }
+
+    /// Returns whether the guest runs on this host. Only then may a failure of KVM be recorded, because the record is
+    /// about this host.
+    pub fn is_here(&self) -> bool {
+        is_on_this_host(&self.place)
+    }
+
+    /// Returns the firmware of this host.
+    ///
+    /// # Errors
+    /// Returns an error if the guest runs on a libvirt daemon, which selects firmware of its host.
+    pub fn own_firmware(&self) -> Result<&AarchFirmware> {
+        self.firmware.as_ref().context("this host's firmware is not used on a libvirt daemon")
     }
 
     /// Returns the plan of the same run under emulation; `why` is the reason.
@@ -188,8 +261,9 @@ impl Plan {
             accelerator: self.accelerator(),
             cpu: self.cpu.clone(),
             emulator: self.emulator.clone(),
-            firmware: Some(self.firmware.clone()),
+            firmware: self.firmware.clone(),
             files: files.clone(),
+            daemon: None,
         }
     }
 
@@ -198,8 +272,18 @@ impl Plan {
         let spec = &self.spec;
         let cpu = spec.cpu.as_deref().unwrap_or("default");
         let size = format!("{}x{}", spec.vcpus, spec.memory_mib);
-        format!("{}-{}-{cpu}-{size}-{}", spec.architecture, self.accelerator(), self.image.name)
+        let kind = format!("{}-{}-{cpu}-{size}-{}", spec.architecture, self.accelerator(), self.image.name);
+        match &self.place.connect {
+            None => kind,
+            Some(uri) => {
+                format!("{kind}-on-{uri}").replace(|c: char| !c.is_ascii_alphanumeric() && c != '-', "_")
+            }
+        }
     }
+}
+
+fn is_on_this_host(place: &PlaceArgs) -> bool {
+    place.connect.as_ref().is_none_or(|uri| uri.destination.is_none())
 }
 
 #[cfg(test)]

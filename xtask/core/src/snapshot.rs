@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::arch::VmArchitecture;
 use crate::digest::{Algorithm, Digest};
+use crate::host::firmware::AarchFirmware;
 use crate::machine::seed::{PayloadTime, Seed};
-use crate::machine::{RunFiles, xml};
+use crate::machine::{DOMAIN_NAME, DaemonDomain, DomainXmlParams, GUEST_MAC, RunFiles, xml};
 use crate::plan::Plan;
 
 /// The version of the format of snapshots and of the way in which they are made. Raise this number if one of the two
@@ -33,6 +34,34 @@ pub const SEED: &str = "seed.img";
 pub const BAD: &str = "bad";
 /// The files of a snapshot.
 pub const FILES: [&str; 4] = [DISK, RAM, NVRAM, SEED];
+/// The files of a snapshot of a machine on a libvirt daemon. Its memory contains the UEFI variables, which QEMU writes to
+/// their file when the restored machine runs.
+pub const FILES_ON_DAEMON: [&str; 3] = [DISK, RAM, SEED];
+
+/// The libvirt that makes and restores a snapshot, and its firmware.
+#[derive(Debug, Clone)]
+pub struct Platform {
+    /// The version of libvirt.
+    pub libvirt: String,
+    pub firmware: AarchFirmware,
+    /// The part of the domain that only a domain on a daemon has, and the directory of its storage pool. `None` for the
+    /// embedded driver.
+    pub daemon: Option<(DaemonDomain, PathBuf)>,
+}
+
+impl Platform {
+    /// Returns the domain's XML without the parts that differ in each run.
+    fn domain_xml(&self, plan: &Plan) -> String {
+        let params = plan.domain(&files_of_nobody());
+        let Some((daemon, directory)) = &self.daemon else { return xml::domain_xml(&params) };
+        // Only a restored machine is incoming, and the network of a first boot may be open for packages.
+        let daemon = DaemonDomain { is_restricted: true, is_incoming: false, ..daemon.clone() };
+        let (record, name) = (daemon.owner.element_in_domain(), daemon.owner.domain());
+        let xml = xml::domain_xml(&DomainXmlParams { daemon: Some(daemon), ..params });
+        // The saved disk names the path of the image, which is in this directory.
+        format!("{}{}", xml.replace(&record, "").replace(&name, DOMAIN_NAME), directory.display())
+    }
+}
 
 /// The inputs of a snapshot. Each field is part of the key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,23 +99,23 @@ impl Ingredients {
     pub fn of(
         plan: &Plan,
         image: (&Digest, &Path),
-        libvirt: String,
+        platform: &Platform,
         content_bytes: u64,
         mut digest_of: impl FnMut(&Path) -> Result<Digest>,
     ) -> Result<Self> {
         let seed = neutral_seed(plan).files().map(|(name, content)| format!("{name}\n{content}")).concat();
-        let domain = xml::domain_xml(&plan.domain(&files_of_nobody()));
+        let (domain, firmware) = (platform.domain_xml(plan), &platform.firmware);
         Ok(Self {
             format: FORMAT,
             image: image.0.clone(),
             image_path: image.1.to_owned(),
             seed: Algorithm::Sha256.of(seed.as_bytes()),
             domain: Algorithm::Sha256.of(domain.as_bytes()),
-            firmware_code: digest_of(&plan.firmware.code)?,
-            firmware_vars: digest_of(&plan.firmware.vars_template)?,
+            firmware_code: digest_of(&firmware.code)?,
+            firmware_vars: digest_of(&firmware.vars_template)?,
             emulator: digest_of(&plan.emulator)?,
             qemu: plan.qemu_version.clone(),
-            libvirt,
+            libvirt: platform.libvirt.clone(),
             payload_bytes: payload_bytes(content_bytes),
         })
     }
@@ -152,6 +181,7 @@ pub fn neutral_seed(plan: &Plan) -> Seed<'_> {
         sabotage: None,
         payload: PayloadTime::Awaited,
         proxies: &plan.proxies,
+        mac: GUEST_MAC,
     }
 }
 
@@ -180,191 +210,4 @@ fn payload_bytes(content: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cli::{Accel, ImageArgs, MachineArgs};
-    use crate::host::edk2::Edk2;
-    use crate::host::facts::{Facts, Guest};
-    use crate::host::firmware::AarchFirmware;
-    use crate::preflight::findings::tests::sound;
-
-    fn digest(text: &str) -> Digest {
-        Algorithm::Sha256.of(text.as_bytes())
-    }
-
-    fn ingredients() -> Ingredients {
-        Ingredients {
-            format: FORMAT,
-            image: digest("image"),
-            image_path: "/images/a/disk".into(),
-            seed: digest("seed"),
-            domain: digest("domain"),
-            firmware_code: digest("code"),
-            firmware_vars: digest("vars"),
-            emulator: digest("emulator"),
-            qemu: "7.2.22".to_owned(),
-            libvirt: "9.0.0".to_owned(),
-            payload_bytes: 64 << 20,
-        }
-    }
-
-    #[test]
-    fn each_ingredient_makes_another_key_and_nothing_else_does() {
-        let arch = VmArchitecture::Aarch64;
-        let key = ingredients().key("debian-12", arch);
-        assert_eq!(key, ingredients().key("debian-12", arch));
-        type Change = fn(&mut Ingredients);
-        let changes: [Change; 11] = [
-            |i| i.format += 1,
-            |i| i.image = digest("another"),
-            |i| i.image_path = "/images/b/disk".into(),
-            |i| i.seed = digest("another"),
-            |i| i.domain = digest("another"),
-            |i| i.firmware_code = digest("another"),
-            |i| i.firmware_vars = digest("another"),
-            |i| i.emulator = digest("another"),
-            |i| i.qemu.push('1'),
-            |i| i.libvirt.push('1'),
-            |i| i.payload_bytes *= 2,
-        ];
-        let mut keys: Vec<String> = changes
-            .iter()
-            .map(|change| {
-                let mut changed = ingredients();
-                change(&mut changed);
-                changed.key("debian-12", arch)
-            })
-            .collect();
-        // This comparison fails if a field was added to `Ingredients` and this table has no row for it.
-        let fields = serde_json::to_value(ingredients()).unwrap().as_object().unwrap().len();
-        assert_eq!(fields, changes.len());
-        keys.push(key);
-        keys.sort();
-        keys.dedup();
-        assert_eq!(keys.len(), changes.len() + 1);
-    }
-
-    /// A test host: the inputs of a snapshot (a plan, an image, libvirt's version and a payload), and the files that
-    /// they name.
-    struct Host<'a> {
-        files: &'a Path,
-        facts: Facts,
-        plan: Plan,
-        image: Digest,
-        disk: PathBuf,
-        libvirt: &'static str,
-        content: u64,
-    }
-
-    impl<'a> Host<'a> {
-        fn new(files: &'a Path) -> Self {
-            let file = |name: &str| {
-                let path = files.join(name);
-                std::fs::write(&path, name).unwrap();
-                path
-            };
-            let mut facts = sound();
-            let image = ImageArgs { image: Some("debian-12".to_owned()), ..ImageArgs::default() };
-            let machine = MachineArgs { image, accel: Accel::Tcg, ..MachineArgs::default() };
-            facts.guest = Guest::from_args(&machine, facts.arch, None).unwrap();
-            facts.firmware = Ok(AarchFirmware { code: file("code"), vars_template: file("vars") });
-            facts.emulator.as_mut().unwrap().as_mut().unwrap().path = file("qemu");
-            let plan = Plan::resolve(&facts, 1.0).unwrap();
-            let (image, disk) = (digest("image"), file("disk"));
-            Self { facts, plan, image, disk, libvirt: "9.0.0", content: 9 << 20, files }
-        }
-
-        /// Changes the facts, and resolves the plan again.
-        fn resolve(&mut self, change: impl FnOnce(&mut Facts)) {
-            change(&mut self.facts);
-            self.plan = Plan::resolve(&self.facts, 1.0).unwrap();
-        }
-
-        fn change(&self, name: &str) {
-            std::fs::write(self.files.join(name), "changed").unwrap();
-        }
-
-        fn key(&self) -> String {
-            let image = (&self.image, self.disk.as_path());
-            let digest_of = |path: &Path| Ok(Algorithm::Sha256.of(&std::fs::read(path)?));
-            let made_of =
-                Ingredients::of(&self.plan, image, self.libvirt.to_owned(), self.content, digest_of).unwrap();
-            made_of.key("debian-12", VmArchitecture::Aarch64)
-        }
-    }
-
-    #[test]
-    fn whatever_makes_another_machine_makes_another_snapshot() {
-        type Change = (&'static str, fn(&mut Host<'_>));
-        let changes: [Change; 18] = [
-            ("the image", |host| host.image = digest("another")),
-            ("the image's place", |host| host.disk = "/elsewhere/disk".into()),
-            ("the login user, of the seed", |host| host.plan.image.login_user = "ubuntu".to_owned()),
-            ("memory", |host| host.resolve(|facts| facts.guest.machine.memory += 1)),
-            ("processors", |host| host.resolve(|facts| facts.guest.machine.vcpus += 1)),
-            ("the CPU", |host| host.resolve(|facts| facts.guest.machine.cpu = Some("pi5".to_owned()))),
-            ("the accelerator", |host| host.resolve(|facts| facts.guest.machine.accel = Accel::Auto)),
-            ("the architecture, of the machine type", |host| {
-                host.plan.spec.architecture = VmArchitecture::X86_64
-            }),
-            ("what max knows", |host| {
-                let emulator = |facts: &mut Facts| {
-                    facts.emulator.as_mut().unwrap().as_mut().unwrap().max_properties.clear()
-                };
-                host.resolve(emulator);
-            }),
-            ("a way around the firmware", |host| {
-                host.resolve(|facts| facts.edk2 = Some(Edk2::new(2025, 11)));
-            }),
-            ("the emulator", |host| host.change("qemu")),
-            ("the emulator's place", |host| {
-                let moved = host.files.join("moved");
-                std::fs::copy(&host.plan.emulator, &moved).unwrap();
-                host.plan.emulator = moved;
-            }),
-            ("QEMU's version", |host| host.plan.qemu_version = "8.2.2".to_owned()),
-            ("libvirt's version", |host| host.libvirt = "10.0.0"),
-            ("the firmware's code", |host| host.change("code")),
-            ("the firmware's variables", |host| host.change("vars")),
-            ("the firmware's place", |host| {
-                let moved = host.files.join("moved");
-                std::fs::copy(&host.plan.firmware.code, &moved).unwrap();
-                host.plan.firmware.code = moved;
-            }),
-            ("a payload that the disk does not hold", |host| host.content = 100 << 20),
-        ];
-        let files = tempfile::tempdir().unwrap();
-        let usual = Host::new(files.path()).key();
-        for (what, change) in changes {
-            let mut host = Host::new(files.path());
-            change(&mut host);
-            assert_ne!(host.key(), usual, "{what} changed, but the key did not");
-        }
-    }
-
-    #[test]
-    fn what_makes_no_other_machine_makes_no_other_snapshot() {
-        type Same = (&'static str, fn(&mut Host<'_>));
-        let same: [Same; 5] = [
-            ("the agent", |host| host.content += 12_345),
-            ("the timeout scale", |host| host.plan = Plan::resolve(&host.facts, 7.0).unwrap()),
-            ("the reason for emulation", |host| host.plan = host.plan.under_tcg("it hangs")),
-            ("the fallback image", |host| host.plan.fallback = Some(host.plan.image.clone())),
-            ("the expected properties of the image", |host| host.plan.image.expected = None),
-        ];
-        let files = tempfile::tempdir().unwrap();
-        let usual = Host::new(files.path()).key();
-        for (what, change) in same {
-            let mut host = Host::new(files.path());
-            change(&mut host);
-            assert_eq!(host.key(), usual, "{what} must not change the key");
-        }
-    }
-
-    #[test]
-    fn a_somewhat_larger_agent_fits_the_same_disk() {
-        assert_eq!(payload_bytes(13 << 20), 64 << 20);
-        assert_eq!(payload_bytes(14 << 20), payload_bytes(40 << 20));
-        assert!(payload_bytes(120 << 20) >= 139 << 20);
-    }
-}
+mod tests;

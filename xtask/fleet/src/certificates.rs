@@ -10,6 +10,11 @@ use xtask_core::machine::HOST_FROM_GUEST;
 /// The addresses of the broker, on this host and in the guest.
 const ADDRESSES: [&str; 2] = ["127.0.0.1", HOST_FROM_GUEST];
 
+/// The file names of the server's certificate and key, and of the authority's certificate.
+const CERTIFICATE: &str = "server.pem";
+const KEY: &str = "server.key";
+const CA: &str = "ca.pem";
+
 /// The files of a broker that speaks TLS.
 #[derive(Debug)]
 pub(super) struct Certificates {
@@ -24,8 +29,6 @@ impl Certificates {
     /// Issues a certificate for the broker and writes it to `directory`. The certificates are valid from 1975 to 4096,
     /// because a guest may have a wrong clock.
     pub(super) fn issue(directory: &Path) -> Result<Self> {
-        let (certificate, key) = (directory.join("server.pem"), directory.join("server.key"));
-        let ca_file = directory.join("ca.pem");
         let mut params = named("the certificate authority of a run", Vec::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().context("make a key")?)
@@ -34,12 +37,31 @@ impl Certificates {
         let issued = named("the broker of a run", ADDRESSES.map(str::to_owned).into())?
             .signed_by(&server_key, &ca)
             .context("issue the broker's certificate")?;
-        write_private(&certificate, issued.pem())?;
-        write_private(&key, server_key.serialize_pem())?;
-        write_private(&ca_file, ca.pem())?;
-        let server =
-            format!("tls {{ cert_file: \"{}\", key_file: \"{}\" }}\n", certificate.display(), key.display());
-        Ok(Self { ca: ca.pem(), ca_file, server })
+        write_private(&directory.join(CERTIFICATE), issued.pem())?;
+        write_private(&directory.join(KEY), server_key.serialize_pem())?;
+        write_private(&directory.join(CA), ca.pem())?;
+        Ok(Self::in_directory(directory, ca.pem()))
+    }
+
+    fn in_directory(directory: &Path, ca: String) -> Self {
+        let path = |name| directory.join(name).display().to_string();
+        let server = format!("tls {{ cert_file: \"{}\", key_file: \"{}\" }}\n", path(CERTIFICATE), path(KEY));
+        Self { ca, ca_file: directory.join(CA), server }
+    }
+
+    /// Copies the certificates and the server's key to `directory`.
+    pub(super) fn copy_to(&self, directory: &Path) -> Result<()> {
+        let from = self.ca_file.parent().context("the certificates have no directory")?;
+        [CERTIFICATE, KEY, CA]
+            .iter()
+            .try_for_each(|name| write_private(&directory.join(name), fs_err::read(from.join(name))?))
+    }
+
+    /// Copies certificates from `kept`, to which they were copied by [`Self::copy_to`], to `directory`.
+    pub(super) fn read(kept: &Path, directory: &Path) -> Result<Self> {
+        let copied = Self::in_directory(kept, fs_err::read_to_string(kept.join(CA))?);
+        copied.copy_to(directory)?;
+        Ok(Self::in_directory(directory, copied.ca))
     }
 }
 

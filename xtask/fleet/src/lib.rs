@@ -3,6 +3,7 @@
 
 mod arrivals;
 mod certificates;
+mod kept;
 mod server;
 #[cfg(all(test, feature = "real"))]
 mod tests;
@@ -10,7 +11,7 @@ mod tests;
 use std::path::Path;
 use std::time::Duration;
 
-use agent_protocol::{self as protocol, DeviceStatus, Document, Reply};
+use agent_protocol::{self as protocol, DeviceStatus, Document, Heartbeat, Reply};
 use anyhow::{Context, Result, ensure};
 use async_nats::jetstream::{self, kv, stream};
 use async_nats::{Client, ConnectOptions};
@@ -21,7 +22,6 @@ use xtask_core::digest::hex;
 use xtask_core::error;
 use xtask_core::fs::make_private_dir;
 use xtask_core::limits;
-use xtask_core::machine::HOST_FROM_GUEST;
 
 pub use arrivals::Arrival;
 use arrivals::Arrivals;
@@ -58,6 +58,13 @@ pub struct ReceivedStatus {
     pub status: DeviceStatus,
 }
 
+/// A heartbeat with its revision, which is comparable with that of a status.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReceivedHeartbeat {
+    pub revision: u64,
+    pub heartbeat: Heartbeat,
+}
+
 impl Broker {
     /// Starts the server with its store in `work`, and creates the fleet's buckets.
     pub fn start(work: &Path, device_id: &str, sabotage: Option<Sabotage>, ui: &Ui) -> Result<Self> {
@@ -71,6 +78,17 @@ impl Broker {
         let certificates = Certificates::issue(&directory)?;
         let access = certificates.server.clone() + &users(&fleet_password, device_id, &accepted);
         let server = Server::start(&directory, work, access, ui)?;
+        let logins = (fleet_password, device_id.to_owned(), device_password);
+        Self::connected(server, certificates, logins, ui)
+    }
+
+    /// Connects to a server that has started.
+    fn connected(
+        server: Server,
+        certificates: Certificates,
+        (fleet_password, device_id, device_password): (String, String, String),
+        ui: &Ui,
+    ) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -79,9 +97,8 @@ impl Broker {
         let fleet = runtime.block_on(Fleet::connect(server.port, &certificates, &fleet_password, ui))?;
         let mut arrivals = Arrivals::default();
         let limit = ui.scaled(limits::BROKER_REQUEST);
-        runtime.block_on(arrivals.follow(&fleet.statuses, device_id, limit))?;
+        runtime.block_on(arrivals.follow(&fleet.statuses, &device_id, limit))?;
         let ui = ui.clone();
-        let device_id = device_id.to_owned();
         Ok(Self {
             server,
             certificates,
@@ -100,13 +117,13 @@ impl Broker {
         self.server.port
     }
 
-    /// Returns the agent's configuration for a guest of this run.
-    pub fn agent_config(&self) -> String {
+    /// Returns the agent's configuration for a guest of this run, in which the broker has the address `host`.
+    pub fn agent_config(&self, host: &str) -> String {
         let (id, password, port) = (&self.device_id, &self.device_password, self.server.port);
         format!(
             "[agent]\ndevice_id = \"{id}\"\nheartbeat_seconds = 3\n\n[credentials]\ntype = \"toml-shared\"\n\
              username = \"{id}\"\npassword = \"{password}\"\n\n\
-             [nats]\nurls = [\"tls://{HOST_FROM_GUEST}:{port}\"]\nca_file = \"secrets/ca.pem\"\n"
+             [nats]\nurls = [\"tls://{host}:{port}\"]\nca_file = \"secrets/ca.pem\"\n"
         )
     }
 
@@ -146,8 +163,8 @@ impl Broker {
             .with_context(|| what.to_owned())
     }
 
-    /// Returns the statuses that have arrived, in order. While the broker is stopped, nothing is recorded. Of the statuses
-    /// that were stored before it was followed again, only the last one is recorded.
+    /// Returns the statuses that have arrived, in order. While the broker is stopped, nothing is recorded. Of the
+    /// statuses that were stored before it was followed again, only the last one is recorded.
     pub fn arrivals(&self) -> Vec<Arrival> {
         self.arrivals.list()
     }
@@ -159,14 +176,24 @@ impl Broker {
 
     /// Returns the latest status, if there is one.
     pub fn latest(&self) -> Result<Option<ReceivedStatus>> {
-        let Some(entry) = self.status_entry()? else { return Ok(None) };
-        ensure!(entry.operation == kv::Operation::Put, "the device's status was {:?}", entry.operation);
-        let status: DeviceStatus = serde_json::from_slice(&entry.value).with_context(|| {
-            format!("read the device's status {:?}", String::from_utf8_lossy(&entry.value))
-        })?;
-        let (schema, known) = (status.schema, protocol::STATUS_SCHEMA);
-        ensure!(schema == known, "the device's status has schema {schema}, this workflow reads {known}");
-        Ok(Some(ReceivedStatus { revision: entry.revision, status }))
+        let read = self.status_entry()?.map(|entry| {
+            let status: DeviceStatus = parsed(&entry, "status")?;
+            of_known_schema(status.schema, "status")?;
+            Ok(ReceivedStatus { revision: entry.revision, status })
+        });
+        read.transpose()
+    }
+
+    /// Returns the latest heartbeat, if there is one.
+    pub fn latest_heartbeat(&self) -> Result<Option<ReceivedHeartbeat>> {
+        let key = protocol::heartbeat_key(&self.device_id);
+        let entry = self.ask("ask the broker for the device's heartbeat", self.fleet.statuses.entry(&key))?;
+        let read = entry.map(|entry| {
+            let heartbeat: Heartbeat = parsed(&entry, "heartbeat")?;
+            of_known_schema(heartbeat.schema, "heartbeat")?;
+            Ok(ReceivedHeartbeat { revision: entry.revision, heartbeat })
+        });
+        read.transpose()
     }
 
     fn status_entry(&self) -> Result<Option<kv::Entry>> {
@@ -184,8 +211,20 @@ impl Broker {
     pub fn desire_no_more(&self, deployment: &str) -> Result<u64> {
         let key = protocol::desired_key(&self.device_id, deployment);
         self.ask(&format!("delete {key}"), self.fleet.desired.delete(&key))?;
-        // A deletion is an entry with its own revision, which `delete` does not return.
-        let entry = self.ask(&format!("read {key} back"), self.fleet.desired.entry(&key))?;
+        self.revision_of_deletion(&key)
+    }
+
+    /// Purges a deployment from the desired state, which also asks the device to delete the deployment's volumes. Returns
+    /// the revision of the purge.
+    pub fn purge(&self, deployment: &str) -> Result<u64> {
+        let key = protocol::desired_key(&self.device_id, deployment);
+        self.ask(&format!("purge {key}"), self.fleet.desired.purge(&key))?;
+        self.revision_of_deletion(&key)
+    }
+
+    /// A deletion and a purge are entries with their own revision, which `delete` and `purge` do not return.
+    fn revision_of_deletion(&self, key: &str) -> Result<u64> {
+        let entry = self.ask(&format!("read {key} back"), self.fleet.desired.entry(key))?;
         entry.map(|entry| entry.revision).with_context(|| format!("the deletion of {key} left no entry"))
     }
 
@@ -249,6 +288,19 @@ impl Broker {
     pub fn stop(self) -> Result<()> {
         self.server.stop()
     }
+}
+
+/// Parses an entry of the status bucket. `what` names the kind of document.
+fn parsed<T: serde::de::DeserializeOwned>(entry: &kv::Entry, what: &str) -> Result<T> {
+    ensure!(entry.operation == kv::Operation::Put, "the device's {what} was {:?}", entry.operation);
+    serde_json::from_slice(&entry.value)
+        .with_context(|| format!("read the device's {what} {:?}", String::from_utf8_lossy(&entry.value)))
+}
+
+fn of_known_schema(schema: u32, what: &str) -> Result<()> {
+    let known = protocol::STATUS_SCHEMA;
+    ensure!(schema == known, "the device's {what} has schema {schema}, this workflow reads {known}");
+    Ok(())
 }
 
 /// Turns an error of the broker into a failure of the host, on which the broker runs. A failure of another kind is

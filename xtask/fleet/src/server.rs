@@ -39,12 +39,31 @@ impl Server {
     /// # Errors
     /// Returns an error if the server is missing, ends, or does not listen in time.
     pub fn start(directory: &Path, owner: &Path, access: String, ui: &Ui) -> Result<Self> {
+        Self::start_on(directory, owner, None, access, ui)
+    }
+
+    /// Starts the server like [`Self::start`], on this port.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Self::start`].
+    pub(super) fn start_on(
+        directory: &Path,
+        owner: &Path,
+        port: Option<u16>,
+        access: String,
+        ui: &Ui,
+    ) -> Result<Self> {
         make_private_dir(directory)?;
         let log = directory.join("nats.log");
-        let child = launch(directory, owner, None, &access, &log)?;
+        let child = launch(directory, owner, port, &access, &log)?;
         let port = wait_for_port(&child, directory, &log, ui)?;
         let (directory, owner) = (directory.to_owned(), owner.to_owned());
         Ok(Self { state: Ok(child), port, directory, owner, access, log })
+    }
+
+    /// Returns the directory with the server's configuration, certificates and store.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Checks that the server runs, unless it was stopped by [`Self::go_away`].
@@ -139,7 +158,7 @@ fn server_config(directory: &Path, port: Option<u16>, access: &str) -> String {
 }
 
 /// Returns the logins of the fleet and of one device, as a part of the server's configuration. The device may only
-/// publish its own status, answer its own commands and read its own desired state.
+/// publish its own status and heartbeat, answer its own commands and read its own desired state.
 ///
 /// A device creates a consumer to read its desired state. The subject of that request ends in the filter, and the
 /// server refuses a request whose body names another filter. Messages are delivered only to the device's own inboxes.
@@ -151,6 +170,7 @@ pub fn users(fleet_password: &str, device_id: &str, device_password: &str) -> St
     let commands = protocol::command_wildcard(device_id);
     let publish = [
         format!("$KV.{status}.{device_id}"),
+        format!("$KV.{status}.{}", protocol::heartbeat_key(device_id)),
         format!("$JS.API.STREAM.INFO.KV_{status}"),
         format!("$JS.API.STREAM.INFO.KV_{desired}"),
         format!(

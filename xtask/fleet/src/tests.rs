@@ -22,7 +22,7 @@ fn a_real_broker_starts_is_asked_and_is_gone_afterwards() {
     let directory = tempfile::tempdir().unwrap();
     let broker = started(directory.path());
     broker.check().unwrap();
-    assert_eq!(broker.latest().unwrap(), None);
+    assert_eq!((broker.latest().unwrap(), broker.latest_heartbeat().unwrap()), (None, None));
     let unheard = format!("{:#}", broker.command("ping", Vec::new()).unwrap_err());
     assert!(unheard.contains("device-commands.dev-1.ping"), "no agent is there: {unheard}");
     assert_eq!(xtask_core::processes::processes_naming(directory.path()).len(), 1);
@@ -47,6 +47,24 @@ fn what_is_desired_outlives_the_brokers_absence() {
     let deleted = broker.desire_no_more("a").unwrap();
     assert_eq!(deleted, first + 1);
     broker.stop().unwrap();
+}
+
+#[test]
+fn a_kept_broker_has_the_same_port_logins_and_documents() {
+    let (first, kept, second) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut broker = started(first.path());
+    let desired = broker.desire("a", &document()).unwrap();
+    broker.keep(kept.path()).unwrap();
+    let (port, config, ca) = (broker.port(), broker.agent_config("h"), broker.ca().to_owned());
+    let resumed = Broker::resume(second.path(), kept.path(), &Ui::quiet()).err().expect("the port is taken");
+    assert!(Kind::Host.is(&resumed), "{resumed:#}");
+    broker.stop().unwrap();
+    let again = tempfile::tempdir().unwrap();
+    let resumed = Broker::resume(again.path(), kept.path(), &Ui::quiet()).unwrap();
+    assert_eq!((resumed.port(), resumed.agent_config("h"), resumed.ca()), (port, config, ca.as_str()));
+    assert_eq!(resumed.desire_no_more("a").unwrap(), desired + 1);
+    resumed.stop().unwrap();
 }
 
 #[test]
@@ -170,11 +188,20 @@ fn a_device_reads_its_own_desired_state_and_no_others() {
         device.flush().await.unwrap();
         broker.fleet.client.publish("_INBOX.dev-2.x", "secret".into()).await.unwrap();
         assert!(timeout(limits::POLL, others.next()).await.is_err(), "the answer to another device");
-        for subject in ["$KV.agent-status.dev-2", "$KV.desired-state.dev-1.a", "device-commands.dev-2.ping"] {
+        for (subject, is_own) in [
+            ("$KV.agent-status.dev-1", true),
+            ("$KV.agent-status.dev-1.heartbeat", true),
+            ("$KV.agent-status.dev-1.other", false),
+            ("$KV.agent-status.dev-2", false),
+            ("$KV.agent-status.dev-2.heartbeat", false),
+            ("$KV.desired-state.dev-1.a", false),
+            ("device-commands.dev-2.ping", false),
+        ] {
             let mut heard = broker.fleet.client.subscribe(subject).await.unwrap();
             broker.fleet.client.flush().await.unwrap();
             device.publish(subject, "x".into()).await.unwrap();
-            assert!(timeout(limits::POLL, heard.next()).await.is_err(), "{subject}");
+            let limit = if is_own { limits::BROKER_REQUEST } else { limits::POLL };
+            assert_eq!(timeout(limit, heard.next()).await.is_ok(), is_own, "{subject}");
         }
     });
     broker.stop().unwrap();

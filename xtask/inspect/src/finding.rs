@@ -109,6 +109,7 @@ impl Finding {
 pub const CHECKS: &[(&str, &str)] = &[
     ("address-space", "The file assumes no larger address space than the kernel gives."),
     ("allocator-page-size", "The file's jemalloc was compiled for pages as large as the kernel's."),
+    ("archive", "The archive is complete and can be unpacked."),
     ("bti-pac", "The file is marked for branch target identification and pointer authentication."),
     ("build-id", "The file has a build id."),
     ("container-command", "A container of the image can start its command."),

@@ -1,5 +1,5 @@
-//! The inventory of an image or a sysroot: its libraries with the versions and symbols that they define, and its dynamic
-//! loaders. An inventory is read from a tree of files. Nothing in the tree is executed.
+//! The inventory of an image or a sysroot: its libraries with the versions and symbols that they define, and its
+//! dynamic loaders. An inventory is read from a tree of files. Nothing in the tree is executed.
 
 use std::collections::BTreeSet;
 
@@ -64,8 +64,8 @@ pub struct Library {
 }
 
 impl Library {
-    /// Reads a library. The result is `None` if the bytes are no 64-bit ELF file: a linker script may have the name of a
-    /// library.
+    /// Reads a library. The result is `None` if the bytes are no 64-bit ELF file: a linker script may have the name of
+    /// a library.
     pub fn read(path: &str, bytes: &[u8]) -> Option<Self> {
         Ident::read(bytes).ok().filter(|ident| ident.class == 2 && ident.data == 1)?;
         let elf = Elf::parse(bytes).ok()?;
@@ -162,8 +162,8 @@ impl Inventory {
         self.libraries.extend(read);
     }
 
-    /// Returns the release of glibc for a machine, by the newest version that its libc.so.6 defines. Without an inventory
-    /// of libraries, the library is read from the tree.
+    /// Returns the release of glibc for a machine, by the newest version that its libc.so.6 defines. Without an
+    /// inventory of libraries, the library is read from the tree.
     pub(crate) fn glibc(&self, machine: u16, tree: Option<&dyn Tree>) -> Option<String> {
         let paths = self.search.iter().map(|directory| format!("{directory}/libc.so.6"));
         let mut found = paths.filter_map(|path| match tree {
@@ -297,7 +297,8 @@ impl Tree for Overlay<'_> {
     }
 
     fn library(&self, path: &str) -> Option<Library> {
-        self.upper.library(path).or_else(|| self.lower.library(path))
+        let lower = || self.upper.read(path).is_none().then(|| self.lower.library(path))?;
+        self.upper.library(path).or_else(lower)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Decides from an executable's bytes whether it will run on a device. The crate writes no file, starts no process, and
-//! trusts nothing in the executable. It reads the files of the target only through an [`inventory::Tree`]. It needs less
-//! memory than the executable has bytes.
+//! trusts nothing in the executable. It reads the files of the target only through an [`inventory::Tree`]. It needs
+//! less memory than the executable has bytes.
 //!
 //! Modules in reading order: [`finding`] (the report), [`device`] (the features of a core), [`inventory`] (the
 //! libraries of an image), [`elf`] (the file), [`isa`] (its instructions), `functions` (its functions), `guard`
@@ -39,6 +39,9 @@ pub struct Target<'a> {
     /// True if the executable comes from a package. The packages on which it depends may have the libraries that the
     /// target lacks.
     pub packaged: bool,
+    /// True if the package is one of a distribution with musl, and the target is of another distribution. The files of
+    /// the package's own distribution are then not known.
+    pub lacks_musl: bool,
     /// The directory of the executable, if it is known. `$ORIGIN` in its library paths stands for this directory.
     pub origin: Option<Origin<'a>>,
     /// The name of the hardened service that runs the executable: `iot-agent.service`. Hardened means
@@ -94,6 +97,7 @@ impl<'a> Target<'a> {
             tree: None,
             library_path: Vec::new(),
             packaged: false,
+            lacks_musl: false,
             origin: None,
             hardened: None,
             place: String::new(),

@@ -126,6 +126,31 @@ fn a_library_for_musl_is_right_where_musl_is() {
     }
 }
 
+/// If the target has another C library than the package, the files of the package's own system are not known.
+#[test]
+fn a_package_for_musl_is_only_warned_of_where_its_system_is_missing() {
+    let tree = Files::new(&[GLIBC], []);
+    let device = device::find(Isa::Aarch64, "pi5").unwrap();
+    let inventory = Inventory::without_libraries(&tree, "a test", "aarch64-linux-gnu");
+    let mut program = for_musl();
+    replace(&mut program, "libx.so.9", "libc.so\0\0");
+    for (lacks_musl, expected) in [(false, Severity::Refused), (true, Severity::Warned)] {
+        let target = Target {
+            offers: Offers::Inventory(&inventory),
+            packaged: true,
+            lacks_musl,
+            ..Target::new("aarch64", GLIBC, &device)
+        };
+        for (bytes, id) in [(&program, "interpreter"), (&library("libc.so\0\0"), "needed")] {
+            let report = inspect::inspect(bytes, &target);
+            let finding = report.findings.iter().find(|finding| finding.id == id).unwrap();
+            assert_eq!(finding.severity, expected, "{finding:?}");
+            assert_eq!(finding.remedy.contains("--sysroot"), lacks_musl, "{finding:?}");
+            assert_eq!(report.refused().next().is_some(), !lacks_musl, "{report:#?}");
+        }
+    }
+}
+
 #[test]
 fn the_environment_counts_before_a_runpath() {
     let files = ["/ll/libx.so.9", "/nix/st/lib/libx.so.9"].map(|path| (path, library("libx.so.9")));
@@ -155,4 +180,31 @@ fn a_directory_of_the_configuration_counts_only_with_the_cache() {
     assert!(warnings(&tree, &[]).is_empty());
     let trusted = [("/usr/lib/aarch64-linux-gnu/libx.so.9", library("libx.so.9"))];
     assert!(warnings(&Files::new(&[GLIBC], trusted), &[]).is_empty());
+}
+
+/// glibc's loader goes on after a library for another machine, and ends at any other file (elf/dl-load.c). musl's
+/// loader loads the first file with the name (ldso/dynlink.c).
+#[test]
+fn a_file_that_is_no_library_ends_the_search() {
+    let small_class = [&b"\x7fELF\x01\x01\x01"[..], &[0; 57]].concat();
+    let foreign = |mut bytes: Vec<u8>| {
+        bytes[18] = 62;
+        bytes
+    };
+    let whole = library("libx.so.9");
+    let table = [
+        (whole.clone(), Severity::Informs, Severity::Informs),
+        (foreign(whole.clone()), Severity::Informs, Severity::Refused),
+        (small_class, Severity::Informs, Severity::Refused),
+        (Vec::new(), Severity::Refused, Severity::Refused),
+        (b"INPUT(libx.so)".to_vec(), Severity::Refused, Severity::Refused),
+        (whole[..40].to_vec(), Severity::Refused, Severity::Refused),
+        (whole[..70].to_vec(), Severity::Refused, Severity::Refused),
+    ];
+    for (first, of_glibc, of_musl) in table {
+        let files = [("/ll/libx.so.9", first.clone()), ("/nix/st/lib/libx.so.9", whole.clone())];
+        let tree = Files::new(&[GLIBC, MUSL], files);
+        let found = [file(), for_musl()].map(|program| needed(&inspected(&program, &tree, &["/ll"])));
+        assert_eq!(found, [of_glibc, of_musl], "{} bytes, {:?}", first.len(), &first[..first.len().min(20)]);
+    }
 }

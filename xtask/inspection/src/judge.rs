@@ -9,8 +9,8 @@ use inspect::finding::{Finding, Report, Severity};
 
 use crate::Inspection;
 
-/// The checks that search for the libraries of a file. If one of them refuses a library, it also refuses the program that
-/// loads this library, so no finding `library` is needed.
+/// The checks that search for the libraries of a file. If one of them refuses a library, it also refuses the program
+/// that loads this library, so no finding `library` is needed.
 const OF_LIBRARIES: [&str; 4] = ["interpreter", "needed", "symbol", "symbol-version"];
 
 /// The checks for what the loader itself refuses. It goes on without a library of `LD_PRELOAD` that it cannot load
@@ -27,16 +27,22 @@ const AT_LOADING: [&str; 9] = [
     "segment-alignment",
 ];
 
+/// A part of the names of musl's loaders.
+const MUSL: &str = "ld-musl";
+
 /// Judges files for one target. The report of each file is kept, because many programs load the same libraries.
 #[derive(Debug)]
 pub struct Judge {
     pub inspection: Inspection,
+    /// The libraries that glibc's loader adds to each program (`/etc/ld.so.preload`): their paths on the target and on
+    /// this host.
+    preloads: Vec<(String, PathBuf)>,
     known: Mutex<BTreeMap<PathBuf, Arc<Report>>>,
 }
 
 impl Judge {
     pub fn new(inspection: Inspection) -> Self {
-        Self { inspection, known: Mutex::default() }
+        Self { preloads: inspection.preloads(), inspection, known: Mutex::default() }
     }
 
     /// Returns the findings about a file, with one more finding for each of its libraries that fails on the target.
@@ -48,15 +54,22 @@ impl Judge {
             let place = self.inspection.host_path(path, library)?;
             Some(about_library(&library.path, worst(self.library(&place)?.as_ref())?))
         }));
+        if !self.preloads.is_empty()
+            && has_loader(bytes, |loader| !String::from_utf8_lossy(loader).contains(MUSL))
+        {
+            report.add(self.preloads.iter().filter_map(|(name, place)| self.about_preload(name, place)));
+        }
         report
     }
 
     /// Returns the finding about a program if a library that its environment adds to it (`LD_PRELOAD`) fails on the
-    /// target. `program` has the program's bytes, `name` is the library's path on the target, and `place` its path on this
-    /// host, without links. A static program has no loader that would read the environment.
+    /// target. `program` has the program's bytes, `name` is the library's path on the target, and `place` its path on
+    /// this host, without links. A static program has no loader that would read the environment.
     pub fn preloaded(&self, program: &[u8], name: &str, place: &Path) -> Option<Finding> {
-        let has_loader = |elf: Elf<'_>| elf.interpreter().is_ok_and(|path| path.is_some());
-        Elf::parse(program).is_ok_and(has_loader).then_some(())?;
+        if has_loader(program, |_| true) { self.about_preload(name, place) } else { None }
+    }
+
+    fn about_preload(&self, name: &str, place: &Path) -> Option<Finding> {
         let report = self.library(place)?;
         let worst = worst(&report)?;
         let finding = about_library(name, worst);
@@ -87,6 +100,12 @@ impl Judge {
     fn known(&self, path: &Path) -> Option<Arc<Report>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned()
     }
+}
+
+/// Returns whether a file asks for a loader that meets a condition.
+fn has_loader(bytes: &[u8], is_right: impl Fn(&[u8]) -> bool) -> bool {
+    let loader = Elf::parse(bytes).ok().and_then(|elf| elf.interpreter().ok().flatten().map(is_right));
+    loader.unwrap_or(false)
 }
 
 /// Returns the finding for which programs that load this library fail on the target.

@@ -3,15 +3,13 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
 use inspect::device::{self, Device};
-use inspect::finding::{Finding, LoadedLibrary, Report};
+use inspect::finding::{LoadedLibrary, Report};
 use inspect::inventory::{Inventory, Overlay, Sysroot, Tree};
 use inspect::isa::Isa;
 use inspect::{Offers, Origin, Page, Target};
 
 use xtask_core::arch::VmArchitecture;
-use xtask_core::build::Agent;
 use xtask_core::cache::Cache;
 use xtask_core::cli::InspectArgs;
 use xtask_core::error::Failure;
@@ -20,11 +18,14 @@ use xtask_core::image::catalogue::Catalogue;
 use xtask_core::image::choice::Choice;
 
 mod devices;
+mod header;
 pub mod inventory;
 mod judge;
 mod kept;
+mod preload;
 
 pub use devices::{arch_of_file, device_named, requested_arch};
+pub use header::{check_agent, check_header};
 pub use judge::Judge;
 
 use devices::unknown_device;
@@ -40,6 +41,8 @@ pub struct Inspection {
     pub place: DeviceRoot,
     /// The directory of an unpacked package, whose files lie over those of `place`.
     package: Option<PathBuf>,
+    /// True if the package is one of a distribution with musl.
+    is_for_musl: bool,
     /// The directories of `LD_LIBRARY_PATH`.
     library_path: Vec<String>,
     /// True if the kernel is that of the image. Otherwise it may be any kernel of the device.
@@ -67,35 +70,6 @@ pub enum DeviceRoot {
 /// Returns the architecture in the notation of the crate `inspect`.
 pub fn isa(arch: VmArchitecture) -> Isa {
     arch.pick(Isa::X86_64, Isa::Aarch64)
-}
-
-/// Checks by the header that the bytes are a 64-bit little-endian executable for `arch`.
-///
-/// # Errors
-/// Returns an error with the header's value and the required value.
-pub fn check_header(bytes: &[u8], arch: VmArchitecture) -> Result<()> {
-    let device = device::default_of(isa(arch));
-    let target = target(arch, &device);
-    match inspect::header(bytes, &target) {
-        None => Ok(()),
-        Some(finding) => Err(diagnosis(&finding).into()),
-    }
-}
-
-/// Checks by the header that the agent is an executable for its architecture.
-///
-/// # Errors
-/// Returns the errors of [`check_header`] with the agent's path.
-pub fn check_agent(agent: &Agent) -> Result<()> {
-    check_header(&agent.content, agent.arch)
-        .with_context(|| format!("check the agent {}", agent.path.display()))
-}
-
-fn diagnosis(finding: &Finding) -> Failure {
-    let offers = if finding.offers.is_empty() { String::new() } else { format!("; {}", finding.offers) };
-    // The offer of this finding is only the architecture's name, which `found` already contains.
-    let offers = if finding.id == "elf-machine" { String::new() } else { offers };
-    Failure::guest(format!("{}{offers}", finding.found), finding.remedy.clone())
 }
 
 fn target(arch: VmArchitecture, device: &Device) -> Target<'_> {
@@ -129,6 +103,7 @@ impl Inspection {
             device,
             place,
             package: None,
+            is_for_musl: false,
             library_path: Vec::new(),
             kernel_is_known: args.image.is_some(),
             hardened,
@@ -148,6 +123,12 @@ impl Inspection {
             inventory.interpreters.extend(own.interpreters);
         }
         Self { package: Some(directory.to_owned()), ..self }
+    }
+
+    /// Returns the target for a package of a distribution with musl.
+    #[must_use]
+    pub fn with_musl(self) -> Self {
+        Self { is_for_musl: true, ..self }
     }
 
     /// Returns the target whose loader also searches these directories (`LD_LIBRARY_PATH`, ld.so(8)).
@@ -184,6 +165,7 @@ impl Inspection {
             device,
             place,
             package: None,
+            is_for_musl: false,
             library_path: Vec::new(),
             kernel_is_known: true,
             hardened,
@@ -287,6 +269,7 @@ impl Inspection {
         target.origin = origin;
         target.hardened = self.hardened.clone();
         target.packaged = self.package.is_some();
+        target.lacks_musl = self.is_for_musl && matches!(self.place, DeviceRoot::Image(..));
         target.library_path.clone_from(&self.library_path);
         let (upper, lower, overlay);
         match &self.place {
@@ -364,30 +347,6 @@ fn sysroot(directory: &Path, arch: VmArchitecture) -> Result<DeviceRoot, Failure
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_file_that_is_no_executable_is_described_in_one_sentence() {
-        let needs = "; the target needs an ELF file with valid headers";
-        let table: [(&[u8], String); 4] = [
-            (b"", format!("it is no 64-bit ELF file, because it is empty{needs}")),
-            (
-                b"text",
-                format!("it is no 64-bit ELF file, because it does not begin with ELF's magic number{needs}"),
-            ),
-            (
-                b"\x7fELF\x02",
-                format!("it is no 64-bit ELF file, because it ends after 5 bytes, within its header{needs}"),
-            ),
-            (
-                b"#!/bin/sh\n",
-                "it is a script, not an executable; the target needs an ELF executable".to_owned(),
-            ),
-        ];
-        for (bytes, expected) in table {
-            let error = check_header(bytes, VmArchitecture::Aarch64).unwrap_err();
-            assert_eq!(error.to_string(), expected);
-        }
-    }
 
     /// The agent is refused for what its unit does not allow. Another file may be for another service.
     #[test]

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -105,18 +105,22 @@ impl Drop for Child {
     }
 }
 
+fn own(expression: &Expression) -> Expression {
+    expression.before_spawn(|command| {
+        end_with_parent(command);
+        Ok(())
+    })
+}
+
 /// Puts the command into its own process group. The kernel sends SIGTERM to the command when this process dies
 /// (prctl(2), PR_SET_PDEATHSIG). It also does so when the thread that started the command ends. That thread must
 /// therefore wait for the end of the command.
-fn own(expression: &Expression) -> Expression {
-    expression.before_spawn(|command| {
-        command.process_group(0);
-        // SAFETY: the closure runs between fork and exec and makes one system call, which is async-signal-safe.
-        unsafe {
-            command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::TERM))?));
-        }
-        Ok(())
-    })
+pub fn end_with_parent(command: &mut Command) {
+    command.process_group(0);
+    // SAFETY: the closure runs between fork and exec and makes one system call, which is async-signal-safe.
+    unsafe {
+        command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::TERM))?));
+    }
 }
 
 /// Runs a job to its end. `sign` is called repeatedly and returns a text about the job's progress.

@@ -8,7 +8,7 @@ use xtask_core::report::past::PastRun;
 use xtask_core::report::{FailureReport, Report, StatusEvidence, WorkloadEvidence};
 
 use crate::words::{cleaned, not_tested, short, verdict};
-use crate::{Evidence, last, lines, shortened, timeline};
+use crate::{Evidence, last, lines, shortened, timeline, torture};
 
 /// The maximum number of characters of a text of the report.
 const CHARACTERS: usize = 400;
@@ -47,6 +47,7 @@ pub fn html(report: &Report, evidence: &Evidence) -> String {
                     @if let Some(failure) = &report.failure { (cause(failure, &word, evidence)) }
                     (subject(report))
                     (limitations(report))
+                    (torture::section(report))
                     (comparison(report))
                     (timeline::phases(report, evidence))
                     (journal(report, evidence))
@@ -116,6 +117,11 @@ fn subject(report: &Report) -> Markup {
             "Host",
             format!("{}, Linux {}, {} CPUs{qemu}{accelerator}", host.os, host.kernel, host.cpus),
         ));
+    }
+    if let Some(daemon) = &host.daemon {
+        let name = daemon.host.as_deref().map_or(String::new(), |name| format!("{name}, "));
+        let cpus = daemon.cpus.map_or(String::new(), |cpus| format!("{cpus} CPUs, "));
+        rows.push(("libvirt", format!("{}: {name}{cpus}network {}", daemon.uri, daemon.network)));
     }
     if let Some(snapshot) = &report.snapshot {
         rows.push(("Snapshot", format!("made at {} by the run {}", snapshot.made_at, snapshot.made_by)));

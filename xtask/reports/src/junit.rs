@@ -85,6 +85,7 @@ fn properties(report: &Report) -> Vec<(String, String)> {
     let mut add =
         |name: &str, value: Option<String>| found.extend(value.map(|value| (name.to_owned(), value)));
     add("accelerator", report.host.accelerator.map(|accelerator| accelerator.to_string()));
+    add("libvirt", report.host.daemon.as_ref().map(|daemon| daemon.uri.clone()));
     add("commit", report.workspace.as_ref().map(|workspace| workspace.commit.clone()));
     add("agent.sha256", report.agent.as_ref().map(|agent| agent.sha256.clone()));
     add("agent.version", report.agent.as_ref().and_then(|agent| agent.version.clone()));

@@ -10,6 +10,7 @@ mod pages;
 #[cfg(test)]
 mod samples;
 mod timeline;
+mod torture;
 mod words;
 
 pub use html::html;

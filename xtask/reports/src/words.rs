@@ -6,6 +6,8 @@ use xtask_core::format::human_seconds;
 use xtask_core::output::clean;
 use xtask_core::report::{PhaseStatus, Report};
 
+use crate::torture;
+
 /// Returns the report without the escape sequences and control characters in its texts. The guest and the agent can
 /// have written some of them.
 pub(crate) fn cleaned(report: &Report) -> Report {
@@ -39,6 +41,9 @@ pub(crate) fn verdict(report: &Report) -> String {
         }
         Verdict::Verified if report.until.is_some() => {
             format!("The agent joined the fleet bus. The smoke ended there, as requested, after {time}.")
+        }
+        Verdict::Verified if report.torture.is_some() => {
+            report.torture.as_ref().map_or_else(String::new, |torture| torture::verdict(torture, &time))
         }
         Verdict::Verified => format!(
             "The agent joined the fleet bus, ran its workload, survived a power cut without a broker, and rejoined. All \

@@ -10,7 +10,7 @@ mod tested;
 use anyhow::{Result, ensure};
 
 use xtask_core::arch::VmArchitecture;
-use xtask_core::cli::{CiArgs, MachineArgs};
+use xtask_core::cli::{CiArgs, MachineArgs, PlaceArgs};
 use xtask_core::error::{Failure, Verdict};
 use xtask_core::job;
 use xtask_core::message;
@@ -31,7 +31,7 @@ const LINTS: &[Step<'_>] = &[
     ("clippy", "clippy --workspace --all-targets -- -D warnings"),
     (
         "clippy, every feature",
-        "clippy --workspace --all-targets --features xtask/vm,iot-agent/real,xtask-archives/real,xtask-fleet/real,xtask-images/real,xtask-reports/real -- -D warnings",
+        "clippy --workspace --all-targets --features xtask/vm,iot-agent/real,xtask-archives/real,xtask-crash/real,xtask-fleet/real,xtask-images/real,xtask-reports/real -- -D warnings",
     ),
     // `completions`, `build`, `inspect`, `try` and `report` build these binaries with one feature each.
     ("clippy, completions", "clippy --package xtask --bin xtask-complete --features complete -- -D warnings"),
@@ -42,22 +42,26 @@ const LINTS: &[Step<'_>] = &[
 
 const TESTS: &[Step<'_>] = &[
     ("tests", "test --workspace"),
-    // These tests run a real nats-server, a real podman and a real qemu-img.
+    // These tests run a real nats-server, a real podman, a real qemu-img and real e2fsprogs.
     (
         "tests, real programs",
-        "test --package xtask-archives --package xtask-fleet --package xtask-images --features xtask-archives/real,xtask-fleet/real,xtask-images/real",
+        "test --package xtask-archives --package xtask-crash --package xtask-fleet --package xtask-images --features xtask-archives/real,xtask-crash/real,xtask-fleet/real,xtask-images/real",
     ),
     ("tests, xtask-vm", "test --package xtask --features vm --bins"),
     ("the draw", "IT draw::"),
     ("bump", "IT bump::"),
     ("fetch", "IT fetch::"),
     ("connection", "IT connection::"),
+    ("hosts with libvirt", "IT testbed::itself:: testbed::refused:: testbed::collected:: --test-threads 2"),
     ("completions", "IT completions::"),
     ("settings", "IT settings::"),
     ("broken hosts", "IT broken_hosts::"),
     ("the rehearsal", "IT rehearsal::"),
-    ("the agent", AGENT_TESTS),
+    ("several smokes", "IT several::"),
 ];
+
+/// This step runs at the same time as [`TESTS`], because its tests mostly wait.
+const AGENT: &[Step<'_>] = &[("the agent", AGENT_TESTS)];
 
 /// Tests the agent with a real nats-server and a real podman. Few tests run at a time, because each starts both of
 /// them.
@@ -85,7 +89,10 @@ const SECOND_LANE: &[Step<'_>] = &[
 ];
 
 /// The steps after the lanes. Most of the time, most of these tests wait for a boot.
-const CAN_FAIL: &[Step<'_>] = &[("the smoke can fail", "IT it_can_fail:: --test-threads 3")];
+const CAN_FAIL: &[Step<'_>] = &[
+    ("the smoke can fail", "IT it_can_fail:: --test-threads 3"),
+    ("crash states", "IT torture::gate:: torture::a_wrong_state --test-threads 2"),
+];
 
 /// A table whose cases are steps. debian-13 for aarch64 is not in it, because the tests of images boot that image and
 /// also look into the guest. ubuntu-shaped for x86_64 is in no step, and is built and booted by hand.
@@ -99,7 +106,12 @@ const OTHER_IMAGES: &[Step<'_>] = &[
 ];
 
 /// The steps that only `cargo xtask soak --all` runs.
-const SOAKED: &[Step<'_>] = &[("ordinary user", "IT ordinary_user::"), ("containers", "IT containers::")];
+const SOAKED: &[Step<'_>] = &[
+    ("ordinary user", "IT ordinary_user::"),
+    ("containers", "IT containers::"),
+    ("crash states, long", "IT torture::soaked:: --test-threads 1"),
+    ("libvirt daemons", "IT testbed::smokes:: testbed::instance:: --test-threads 1"),
+];
 
 /// The names of the steps that contain tables.
 const DRAWN: [&str; 4] = ["broken hosts", "the rehearsal", "images", "the smoke can fail"];
@@ -108,13 +120,14 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
     let asked = PreflightRequest {
         architectures: &VmArchitecture::ALL,
         machine: &MachineArgs::default(),
+        place: &PlaceArgs::default(),
         for_ci: true,
     };
     super::ready(workspace, &asked, args.fix, false)?;
     let mut runner = Runner::new(workspace, draw::of_commit(workspace), args.strict_image);
     runner.one_by_one(LINTS);
     runner.guard();
-    runner.one_by_one(TESTS);
+    runner.at_once(&[TESTS, AGENT]);
     if !args.fast {
         runner.one_by_one(CACHED);
         let (tried, skipped) = split(runner.third, OTHER_IMAGES);
@@ -155,7 +168,7 @@ fn code(count: &Count, strict_image: bool) -> u8 {
 }
 
 fn steps() -> impl Iterator<Item = Step<'static>> {
-    [TESTS, CACHED, FIRST_LANE, SECOND_LANE, CAN_FAIL].into_iter().flatten().copied()
+    [TESTS, AGENT, CACHED, FIRST_LANE, SECOND_LANE, CAN_FAIL].into_iter().flatten().copied()
 }
 
 /// Runs all cases of the tables of which [`run`] tries a third, and the steps that [`run`] leaves out.

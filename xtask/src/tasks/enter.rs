@@ -155,6 +155,7 @@ mod tests {
     use super::*;
     use crate::tasks::monitor::tests::Stand;
     use xtask_core::error;
+    use xtask_core::runs::instance::{DaemonRecord, Route};
 
     /// A program in place of ssh. Each line of the script is one call, with the log's path in `$log`.
     fn entered(stand: &Stand, calls: &str) -> (u8, String, usize) {
@@ -211,6 +212,21 @@ mod tests {
             stand.answer(status);
             let (code, message, called) = entered(&stand, "exit 0\n");
             assert_eq!((code, called), (69, 0), "{message}");
+            assert!(message.contains(words), "{message}");
+        }
+    }
+
+    /// Only libvirt knows whether a guest on a daemon runs. No QEMU of the embedded driver is looked for.
+    #[test]
+    fn a_guest_on_a_daemon_is_entered_by_its_route() {
+        let route = Route { address: "192.168.122.2".to_owned(), port: 22, proxy_command: None };
+        for (route, code, words, count) in [(Some(route), 7, "", 1), (None, 69, "the machine is off", 0)] {
+            let mut stand = Stand::new();
+            stand.answer("shutdown");
+            stand.instance.machine.daemon = Some(DaemonRecord { uri: "qemu:///system".to_owned(), route });
+            let calls = "echo 'Authenticated to 192.168.122.2, rtype exit-status' > $log; exit 7\n";
+            let (found, message, called) = entered(&stand, calls);
+            assert_eq!((found, called), (code, count), "{message}");
             assert!(message.contains(words), "{message}");
         }
     }

@@ -11,6 +11,7 @@ mod soak;
 mod vm;
 
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::Command as Process;
 
 use anyhow::{Context, Result};
@@ -21,8 +22,8 @@ use xtask_core::arch::VmArchitecture;
 use xtask_core::bail_host;
 use xtask_core::build;
 use xtask_core::cli::{
-    Cli, Command, FixArgs, HeavyCommand, HeavyVmCommand, LightCommand, MachineArgs, Shell, SmokeArgs,
-    Verbosity, VmCommand,
+    Cli, Command, FixArgs, HeavyCommand, HeavyVmCommand, LightCommand, MachineArgs, PlaceArgs, Shell,
+    SmokeArgs, TortureArgs, Verbosity, VmCommand,
 };
 use xtask_core::error::{Failure, host_fault};
 use xtask_core::fs::make_private_dir;
@@ -49,7 +50,7 @@ pub(crate) fn run(cli: &Cli) -> Result<()> {
         Command::Light(command) => run_light(&Workspace::find()?, command, verbosity),
         Command::Heavy(command) => run_heavy(&Workspace::find()?, command, verbosity),
         // These commands also work outside the workspace, because the instances are in the cache.
-        Command::Vm(VmCommand::Light(command)) => vm::run(command),
+        Command::Vm(VmCommand::Light(command)) => vm::run(command, verbosity),
         Command::Vm(VmCommand::Heavy(HeavyVmCommand::Console { machine, no_follow: true })) => {
             vm::show_console(machine.as_deref())
         }
@@ -78,7 +79,13 @@ fn run_heavy(workspace: &Workspace, command: &HeavyCommand, verbosity: Verbosity
     match command {
         HeavyCommand::Image(_) => become_xtask_vm(workspace, verbosity, None),
         HeavyCommand::Bench(args) => {
-            ready_for(workspace, args.arch, &MachineArgs::default(), FixArgs::default(), verbosity)?;
+            let (machine, place) = (MachineArgs::default(), PlaceArgs::default());
+            ready_for(workspace, args.arch, (&machine, &place), FixArgs::default(), verbosity)?;
+            become_xtask_vm(workspace, verbosity, None)
+        }
+        HeavyCommand::Torture(args) => {
+            check_torture(workspace, args)?;
+            ready_for(workspace, args.build.arch, (&args.machine, &args.place), args.fix, verbosity)?;
             become_xtask_vm(workspace, verbosity, None)
         }
         HeavyCommand::Smoke(args) => smoke(workspace, args, verbosity)
@@ -92,35 +99,78 @@ fn run_heavy(workspace: &Workspace, command: &HeavyCommand, verbosity: Verbosity
 fn smoke(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
     check_smoke(workspace, args)?;
     let ahead = args.fix.fix.then(|| Ahead::start(workspace)).transpose()?;
-    let facts = ready_for(workspace, args.build.arch, &args.machine, args.fix, verbosity)?;
-    Plan::check_flags(&facts)?;
+    ready_for_smokes(workspace, args, verbosity)?;
     become_xtask_vm(workspace, verbosity, ahead)
+}
+
+/// Runs preflight for all architectures and images of a call, and checks the flags of the machine. The hosts of
+/// `--host` are checked later, because this binary does not link libvirt.
+fn ready_for_smokes(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
+    let place = &args.places()[0];
+    let (mut all, mut facts) = (Preflight::evaluate(Vec::new()), Vec::new());
+    for machine in args.machines() {
+        let architectures = &args.repeated.arches;
+        let asked = PreflightRequest { architectures, machine: &machine, place, for_ci: false };
+        let preflight = look(workspace, &asked, args.fix)?;
+        facts.extend_from_slice(&preflight.facts);
+        all.add(preflight.findings);
+        // Each check has the facts about all architectures, so those of the last check are sufficient. `--fix` tries to
+        // repair a finding again in each check, so the commands of the last check are sufficient, too.
+        (all.facts, all.tried) = (preflight.facts, preflight.tried);
+    }
+    judge(&all, verbosity.quiet)?;
+    if place.connect.is_none() {
+        facts.iter().try_for_each(|facts| Plan::check_flags(facts).map(drop))?;
+    }
+    Ok(())
 }
 
 /// Checks the flags of a smoke whose errors can be found before anything slow starts.
 fn check_smoke(workspace: &Workspace, args: &SmokeArgs) -> Result<()> {
     // Make the directory first, so that the report of every later error has a place.
-    if let Some(path) = &args.report {
-        let made = make_private_dir(path).and_then(|()| {
-            rustix::fs::access(path, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)?;
-            remove_earlier(path)
-        });
-        made.map_err(|error| {
-            Failure::usage(format!("--report {}: cannot write to the directory: {error:#}", path.display()))
-        })?;
+    make_report_directory(args.report.as_deref())?;
+    args.check_several()?;
+    args.check_places()?;
+    for smoke in args.smokes() {
+        Choice::from_args(&smoke.machine.image, smoke.build.arch)?;
     }
-    Choice::from_args(&args.machine.image, args.build.arch)?;
-    build::profile::check(workspace, &args.build.profile)?;
-    if let Some(path) = &args.agent
-        && !path.is_file()
-    {
-        return Err(Failure::usage(format!("--agent {}: no such file", path.display())).into());
-    }
-    Ok(())
+    check_subject(workspace, &args.build.profile, args.agent.as_deref())
 }
 
-/// Runs preflight, with `--fix` if it is given. If no finding blocks, only the degradations are printed, unless `quiet`
-/// is true.
+/// Checks the flags of `torture` whose errors can be found before anything slow starts.
+fn check_torture(workspace: &Workspace, args: &TortureArgs) -> Result<()> {
+    make_report_directory(args.report.as_deref())?;
+    Choice::from_args(&args.machine.image, args.build.arch)?;
+    check_file("--state", args.state.as_deref())?;
+    check_subject(workspace, &args.build.profile, args.agent.as_deref())
+}
+
+fn make_report_directory(report: Option<&Path>) -> Result<()> {
+    let Some(path) = report else { return Ok(()) };
+    let made = make_private_dir(path).and_then(|()| {
+        rustix::fs::access(path, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)?;
+        remove_earlier(path)
+    });
+    made.map_err(|error| {
+        Failure::usage(format!("--report {}: cannot write to the directory: {error:#}", path.display()))
+            .into()
+    })
+}
+
+/// Checks the profile and the executable of `--agent`.
+fn check_subject(workspace: &Workspace, profile: &str, agent: Option<&Path>) -> Result<()> {
+    build::profile::check(workspace, profile)?;
+    check_file("--agent", agent)
+}
+
+fn check_file(flag: &str, path: Option<&Path>) -> Result<()> {
+    match path.filter(|path| !path.is_file()) {
+        None => Ok(()),
+        Some(path) => Err(Failure::usage(format!("{flag} {}: no such file", path.display())).into()),
+    }
+}
+
+/// Runs preflight, with `--fix` if it is given, and judges it.
 fn ready(
     workspace: &Workspace,
     asked: &PreflightRequest<'_>,
@@ -128,24 +178,30 @@ fn ready(
     quiet: bool,
 ) -> Result<Preflight> {
     let preflight = look(workspace, asked, args)?;
-    if preflight.blocking().next().is_some() {
-        write_message(&clean(&preflight.to_string()));
-    } else if !quiet {
-        show::print_degradations(&preflight);
-    }
-    preflight.verdict()?;
+    judge(&preflight, quiet)?;
     Ok(preflight)
 }
 
-/// Runs [`ready`] for one guest architecture and returns the facts about it.
+/// Prints the findings of preflight if one of them blocks, and otherwise the degradations, unless `quiet` is true.
+/// Returns the verdict.
+fn judge(preflight: &Preflight, quiet: bool) -> Result<()> {
+    if preflight.blocking().next().is_some() {
+        write_message(&clean(&preflight.to_string()));
+    } else if !quiet {
+        show::print_degradations(preflight);
+    }
+    preflight.verdict()
+}
+
+/// Runs [`ready`] for a guest of one architecture and returns the facts about it.
 fn ready_for(
     workspace: &Workspace,
     arch: VmArchitecture,
-    machine: &MachineArgs,
+    (machine, place): (&MachineArgs, &PlaceArgs),
     args: FixArgs,
     verbosity: Verbosity,
 ) -> Result<Facts> {
-    let asked = PreflightRequest { architectures: &[arch], machine, for_ci: false };
+    let asked = PreflightRequest { architectures: &[arch], machine, place, for_ci: false };
     let facts = ready(workspace, &asked, args, verbosity.quiet)?.facts;
     facts.into_iter().next().context("preflight returned no facts")
 }

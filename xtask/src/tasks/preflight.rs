@@ -13,10 +13,16 @@ use xtask_core::workspace::Workspace;
 
 pub(super) fn run(workspace: &Workspace, args: &PreflightArgs, verbosity: Verbosity) -> Result<()> {
     let architectures = architectures(args);
-    let asked = PreflightRequest { architectures: &architectures, machine: &args.machine, for_ci: false };
+    args.place.check()?;
+    let asked = PreflightRequest {
+        architectures: &architectures,
+        machine: &args.machine,
+        place: args.place_of_facts(),
+        for_ci: false,
+    };
     let preflight = super::look(workspace, &asked, args.fix)?;
     check_flags(&preflight.facts, args)?;
-    let asks_libvirt = args.rehearse || args.connect.is_some();
+    let asks_libvirt = args.rehearse || args.place.connect.is_some();
     if asks_libvirt && preflight.verdict().is_ok() {
         // `xtask-vm` repeats all checks, and prints their findings together with libvirt's.
         return super::become_xtask_vm(workspace, verbosity, None);

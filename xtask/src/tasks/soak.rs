@@ -55,16 +55,21 @@ const PAGES_TEST: &[&str] =
 type Kind<'a> = (String, u32, Box<dyn Fn(u32) -> Result<String> + 'a>);
 
 pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
-    if args.smokes + args.pairs + args.kills + args.sabotages + args.disturbances > 0 {
+    if args.smokes + args.pairs + args.power_cuts + args.kills + args.sabotages + args.disturbances > 0 {
         alone()?;
     }
     // The long tests are ignored by `ci`.
     let agent_tests: Vec<_> = ci::AGENT_TESTS.split(' ').chain(["--include-ignored"]).collect();
     let executions = args.fuzz.to_string();
     let fuzz = || tests(workspace, FUZZ_TEST, Some(("INSPECT_FUZZ_EXECUTIONS", OsStr::new(&executions))));
-    let rest: [Kind<'_>; 9] = [
+    let rest: [Kind<'_>; 10] = [
         ("smoke".to_owned(), args.smokes, Box::new(|_| tidy(smoke(args, &["--fsck"])))),
         ("pair".to_owned(), args.pairs, Box::new(|_| tidy(pair(args)))),
+        (
+            "power cuts".to_owned(),
+            (args.power_cuts > 0).into(),
+            Box::new(|_| tidy(smoke(args, &["--power-cuts", &args.power_cuts.to_string()]))),
+        ),
         ("kill".to_owned(), args.kills, Box::new(|round| tidy(kills::kill_and_go_on(args, round)))),
         (
             "agent".to_owned(),

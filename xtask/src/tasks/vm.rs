@@ -5,14 +5,15 @@ use anyhow::Result;
 use serde_json::json;
 
 use xtask_core::cache::Cache;
-use xtask_core::cli::{HeavyVmCommand, LightVmCommand, OneArgs, Verbosity};
+use xtask_core::cli::{GcArgs, HeavyVmCommand, LightVmCommand, OneArgs, Verbosity};
 use xtask_core::error::{Failure, Verdict};
 use xtask_core::image::choice::Choice;
 use xtask_core::message;
 use xtask_core::output::{print, print_json};
 use xtask_core::processes::{end_processes, owned};
 use xtask_core::report::Report;
-use xtask_core::runs::instance::{self, ConsoleLog, Instance, InstanceRecord};
+use xtask_core::runs::instance::{self, ConsoleLog, Instance};
+use xtask_core::runs::listing;
 use xtask_core::runs::{self, Collected};
 use xtask_core::workspace::Workspace;
 
@@ -27,13 +28,18 @@ pub(super) fn prepare(workspace: &Workspace, command: &HeavyVmCommand, verbosity
             if let Some(name) = &args.name {
                 instance::check_name(&Cache::open()?, name)?;
             }
-            super::ready_for(workspace, args.arch, &args.machine, args.fix, verbosity).map(drop)
+            args.place.check_to_run()?;
+            let asked = (&args.machine, &args.place);
+            super::ready_for(workspace, args.arch, asked, args.fix, verbosity).map(drop)
         }
         HeavyVmCommand::Start(OneArgs { machine })
         | HeavyVmCommand::Stop(OneArgs { machine })
         | HeavyVmCommand::Console { machine, .. } => {
             instance::find(&Cache::open()?, machine.as_deref())?;
             Ok(())
+        }
+        HeavyVmCommand::Supervise { .. } | HeavyVmCommand::KeepLog { .. } => {
+            Err(Failure::usage("this command is only for the use of vm up, vm start and smoke").into())
         }
     }
 }
@@ -44,11 +50,26 @@ pub(super) fn show_console(machine: Option<&str>) -> Result<()> {
     ConsoleLog::open(&instance.machine.console)?.show().map(drop)
 }
 
-pub(super) fn run(command: &LightVmCommand) -> Result<()> {
+/// Runs a command. If it needs a libvirt daemon, replaces this process with `xtask-vm`.
+pub(super) fn run(command: &LightVmCommand, verbosity: Verbosity) -> Result<()> {
     let cache = Cache::open()?;
+    if let LightVmCommand::Gc(args) = command {
+        args.place().check()?;
+    }
+    if needs_daemon(&cache, command)? {
+        match (Workspace::find(), command) {
+            (Ok(workspace), _) => return super::become_xtask_vm(&workspace, verbosity, None),
+            (Err(_), LightVmCommand::List { .. }) => {
+                message!(
+                    "note: outside the workspace, no libvirt daemon is asked for the states of its machines"
+                );
+            }
+            (Err(error), _) => return Err(error),
+        }
+    }
     let find = |machine: &Option<String>| instance::find(&cache, machine.as_deref());
     match command {
-        LightVmCommand::List { json } => list(&cache, *json),
+        LightVmCommand::List { json } => listing::show(&instance::all(&cache), *json, state),
         LightVmCommand::Ssh(args) => enter(&find(&args.machine)?, &["-t"], &args.rest),
         LightVmCommand::Open { run } => open(&cache, run),
         LightVmCommand::Exec { machine, command } => {
@@ -71,12 +92,28 @@ pub(super) fn run(command: &LightVmCommand) -> Result<()> {
         LightVmCommand::PowerCut(args) => power_cut(&find(&args.machine)?),
         LightVmCommand::Rm(args) => {
             let instance = find(&args.machine)?;
-            let processes = instance::remove(&instance)?;
+            let processes = instance::remove(&instance, || Ok(()))?;
             message!("removed {}: ended {processes} process(es), deleted its disk", instance.machine.name);
             Ok(())
         }
-        LightVmCommand::Gc { dry_run, json } => gc(&cache, *dry_run, *json),
+        LightVmCommand::Gc(GcArgs { dry_run, json, .. }) => gc(&cache, *dry_run, *json),
     }
+}
+
+/// Returns whether a command needs the libvirt daemon that runs a machine.
+fn needs_daemon(cache: &Cache, command: &LightVmCommand) -> Result<bool> {
+    let is_on_daemon = |instance: &Instance| instance.machine.daemon.is_some();
+    Ok(match command {
+        LightVmCommand::List { .. } => instance::all(cache).iter().any(is_on_daemon),
+        LightVmCommand::PowerCut(args) | LightVmCommand::Rm(args) => {
+            is_on_daemon(&instance::find(cache, args.machine.as_deref())?)
+        }
+        LightVmCommand::Gc(args) => args.connect.is_some(),
+        LightVmCommand::Ssh(_)
+        | LightVmCommand::Open { .. }
+        | LightVmCommand::Exec { .. }
+        | LightVmCommand::Logs(_) => false,
+    })
 }
 
 /// Enters the machine of a run. If the machine was not kept, the error says which smoke keeps it.
@@ -112,28 +149,6 @@ fn not_kept(cache: &Cache, run: &str) -> Option<Failure> {
             "make it again, with the other flags of the run: {again}; what is left of the run: cargo xtask report {run}"
         ),
     ))
-}
-
-fn list(cache: &Cache, as_json: bool) -> Result<()> {
-    let instances = instance::all(cache);
-    if as_json {
-        let machine = |instance: &Instance| {
-            let mut machine = json!(instance.machine);
-            machine["running"] = json!(state(instance) == State::Running);
-            machine
-        };
-        let machines: Vec<_> = instances.iter().map(machine).collect();
-        return print_json(&json!({ "schema": instance::SCHEMA, "machines": machines }));
-    }
-    if instances.is_empty() {
-        message!("there is no machine; make one with cargo xtask vm up");
-    }
-    for one in &instances {
-        let (machine, state) = (&one.machine, state(one));
-        let (InstanceRecord { name, image, made_at, .. }, arch) = (machine, machine.arch.to_string());
-        print(format_args!("{name:<20} {state:<8} {arch:<8} {image:<14} made {made_at}"))?;
-    }
-    Ok(())
 }
 
 /// Ends QEMU with SIGKILL: QEMU flushes nothing, and the guest is not notified. If the guest is already off, this is an
@@ -179,7 +194,10 @@ fn gc(cache: &Cache, dry_run: bool, as_json: bool) -> Result<()> {
 mod tests {
     use super::*;
     use crate::tasks::monitor::tests::Stand;
+    use clap::Parser as _;
+    use xtask_core::cli::{Cli, Command, VmCommand};
     use xtask_core::error;
+    use xtask_core::runs::instance::DaemonRecord;
 
     #[test]
     fn a_run_whose_machine_was_not_kept_says_how_to_make_it_again() {
@@ -194,6 +212,42 @@ mod tests {
         assert!(hint.contains("smoke --arch x86_64 --keep-on-failure --sabotage crash-loop;"), "{hint}");
         assert_eq!(error::code(&open(&cache, "1122-101500-ffff").unwrap_err()), 2);
         assert_eq!(error::code(&open(&cache, "..").unwrap_err()), 2);
+    }
+
+    #[test]
+    fn a_command_for_a_machine_on_a_daemon_needs_libvirt() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::at(directory.path());
+        let keep = |name: &str, id: &str, uri: Option<&str>| {
+            let mut instance = Stand::new().instance.clone();
+            instance.directory = cache.runs().join(id);
+            std::fs::create_dir_all(instance.work()).unwrap();
+            (instance.machine.name, instance.machine.id) = (name.to_owned(), id.to_owned());
+            instance.machine.daemon = uri.map(|uri| DaemonRecord { uri: uri.to_owned(), route: None });
+            instance.save().unwrap();
+        };
+        let needs = |line: &str| {
+            let cli = Cli::try_parse_from(["xtask", "vm"].into_iter().chain(line.split(' '))).unwrap();
+            let Command::Vm(VmCommand::Light(command)) = cli.command else { panic!("{line}") };
+            needs_daemon(&cache, &command).unwrap()
+        };
+        keep("here", "1124-100000-0001", None);
+        assert!(!needs("list") && !needs("rm"));
+        keep("there", "1124-100000-0002", Some("qemu:///system"));
+        for (line, expected) in [
+            ("list", true),
+            ("list --json", true),
+            ("rm here", false),
+            ("rm there", true),
+            ("power-cut here", false),
+            ("power-cut there", true),
+            ("exec -m there true", false),
+            ("gc", false),
+            ("gc --connect qemu:///system --images", true),
+        ] {
+            assert_eq!(needs(line), expected, "{line}");
+        }
+        assert!(needs_daemon(&cache, &LightVmCommand::Rm(OneArgs { machine: None })).is_err());
     }
 
     #[test]

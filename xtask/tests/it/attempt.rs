@@ -189,6 +189,61 @@ fn a_megabyte_of_output_is_complete_and_in_order() {
     assert_eq!(stderr(&output), expected);
 }
 
+#[test]
+fn a_program_whose_output_has_no_reader_gets_sigpipe() {
+    let place = Place::new();
+    let source = "#include <stdio.h>\nint main(void) { for (;;) if (puts(\"y\") < 0) return 5; }\n";
+    // Closes the program's output after the first byte.
+    let mut child = place.start(&place.compile("endless", &["-static"], source));
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(141));
+}
+
+/// A pager may wait for a key for as long as it likes.
+#[test]
+fn an_attempt_whose_reader_waits_can_be_interrupted() {
+    let place = Place::new();
+    let source = "#include <stdio.h>\nint main(void) { for (;;) puts(\"0123456789abcdef\"); }\n";
+    let mut child = place.start(&place.compile("endless", &["-static"], source));
+    let pipe = child.stdout.take().unwrap();
+    // A pipe has 64 KiB (pipe(7)).
+    let is_full = || rustix::io::ioctl_fionread(&pipe).unwrap() > 60_000;
+    wait_until("the pipe is full", LIMIT, is_full);
+    signal(&child, Signal::TERM);
+    wait_until("the attempt ends", LIMIT, || child.try_wait().unwrap().is_some());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+#[test]
+fn a_program_that_uses_up_the_memory_is_told_from_one_that_a_signal_ends() {
+    let place = Place::new();
+    let source = "#include <stdlib.h>\n#include <string.h>\n\
+                  int main(void) { for (;;) memset(malloc(1 << 20), 1, 1 << 20); }\n";
+    let (output, report) = place.report(&place.compile("greedy", &["-static"], source), &[]);
+    assert_code(&output, 137);
+    assert_eq!(report["outcome"], "out-of-memory");
+    assert!(stderr(&output).contains("the machine's memory of 2048 MiB was full"), "{}", message(&output));
+}
+
+#[test]
+fn links_of_a_sysroot_lead_into_it() {
+    let place = Place::new();
+    let root = place.scratch.path().join("root");
+    for directory in ["bin", "run"] {
+        std::fs::create_dir_all(root.join(directory)).unwrap();
+    }
+    let source = "#include <stdio.h>\nint main(int argc, char **argv) { char line[64] = \"\";\n\
+                  FILE *file = fopen(\"/etc/hosts\", \"r\"); if (file) fgets(line, sizeof line, file);\n\
+                  printf(\"%s %s\", argv[0], line); return 7; }\n";
+    std::fs::rename(place.compile("names", &["-static"], source), root.join("run/names")).unwrap();
+    // On this host, these links lead nowhere.
+    std::os::unix::fs::symlink("/run/names", root.join("bin/link")).unwrap();
+    std::os::unix::fs::symlink("/var/tmp", root.join("tmp")).unwrap();
+    let output = place.run(&root.join("bin/link"), &["--sysroot", root.to_str().unwrap()], &[]);
+    assert_code(&output, 7);
+    assert_eq!(stdout(&output), "/bin/link 127.0.0.1 localhost\n");
+}
+
 const SLEEPS: &str = "#include <stdio.h>\n#include <unistd.h>\n\
                       int main(void) { puts(\"up\"); fflush(stdout); for (;;) pause(); }\n";
 

@@ -1,7 +1,7 @@
 //! Tests `preflight --connect` with a real libvirtd in its own namespaces, with sockets on which no process listens or
 //! answers, with an ssh that fails, and with libvirt's mock driver.
 
-mod daemon;
+pub(crate) mod daemon;
 
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -17,14 +17,14 @@ use self::daemon::{Daemon, Network, root, script};
 use crate::scratch::{XTASK, XTASK_VM, command, message, signal, wait_until};
 
 /// The output of preflight about one libvirt.
-struct Described {
+pub(crate) struct Described {
     code: Option<i32>,
-    message: String,
+    pub(crate) message: String,
     findings: Vec<Value>,
 }
 
 impl Described {
-    fn of(output: &Output) -> Self {
+    pub(crate) fn of(output: &Output) -> Self {
         let message = message(output);
         let json: Value =
             serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {message}"));
@@ -34,7 +34,7 @@ impl Described {
     }
 
     /// Returns id and severity of each finding that degrades or blocks.
-    fn faults(&self) -> Vec<(&str, &str)> {
+    pub(crate) fn faults(&self) -> Vec<(&str, &str)> {
         let word = |finding: &'_ Value, key| finding[key].as_str().map(str::to_owned).unwrap();
         let faults = self.findings.iter().filter(|finding| word(finding, "severity") != "informs");
         faults
@@ -43,7 +43,7 @@ impl Described {
     }
 
     /// Returns sentence, evidence and remedy of the only finding with this `id`.
-    fn one(&self, id: &str) -> [String; 3] {
+    pub(crate) fn one(&self, id: &str) -> [String; 3] {
         let found: Vec<_> = self.findings.iter().filter(|finding| finding["id"] == id).collect();
         let [finding] = found.as_slice() else { panic!("{id}: {:?}", self.findings) };
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -285,6 +285,7 @@ fn libvirts_mock_driver_is_asked_for_what_it_has() {
     let expected = [
         ("connect-arch", "blocks"),
         ("connect-arch", "blocks"),
+        ("connect-pool-missing", "blocks"),
         ("connect-memory", "degrades"),
         ("connect-network-autostart", "degrades"),
     ];

@@ -20,4 +20,7 @@ mod ordinary_user;
 mod rehearsal;
 mod scratch;
 mod settings;
+mod several;
+mod testbed;
+mod torture;
 mod warm;

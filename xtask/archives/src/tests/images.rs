@@ -247,6 +247,27 @@ fn the_image_of_the_architecture_is_chosen() {
     assert!(found.contains("2 images: \"example/app:0\", \"example/app:1\"; save one image"), "{found}");
 }
 
+/// An index for Arm often has several variants. A device of which nothing else is known runs the lowest one.
+#[test]
+fn the_lowest_variant_of_an_architecture_is_chosen() {
+    let with = |variant, name| Built { variant, ..Built::plain(&[Tarball::new().file(name, "").done()]) };
+    let (none, eight, nine) = (with(None, "none"), with(Some("v8"), "eight"), with(Some("v9"), "nine"));
+    let request = Request { arch: Some(VmArchitecture::Aarch64), ..Request::default() };
+    for (images, chosen) in
+        [(vec![&nine, &eight], "eight"), (vec![&eight, &none, &nine], "none"), (vec![&nine], "nine")]
+    {
+        let place = Place::new();
+        place.unpack_with(&oci(&images), &request).unwrap();
+        assert_eq!(place.tree(), pairs(&[(chosen, "")]));
+    }
+    let other = Built { layers: none.layers.clone(), ..with(Some("v8"), "other") };
+    let found = text(Place::new().unpack_with(&oci(&[&eight, &other]), &request));
+    assert!(found.contains("2 images"), "{found}");
+    // These images have different names.
+    let found = text(Place::new().unpack_with(&docker(&[&nine, &eight]), &request));
+    assert!(found.contains("2 images"), "{found}");
+}
+
 #[test]
 fn the_name_of_the_image_is_known() {
     let image = Built::plain(&[base().done()]);

@@ -103,6 +103,38 @@ fn images_are_recognised_in_archives_and_in_directories() {
     assert_eq!(place.tree(), pairs(TREE));
 }
 
+/// Bazel, Nix and others give the layers names of their own.
+#[test]
+fn an_image_is_recognised_by_other_names_of_layers() {
+    let (image, layer) = (Built::plain(&[tarball().done()]), tarball().done());
+    let manifest =
+        serde_json::json!([{ "Config": "config.json", "RepoTags": null, "Layers": ["layers/app.tar"] }]);
+    let archive = Tarball::new()
+        .directory("layers/")
+        .bytes_file("layers/app.tar", &layer)
+        .file("layers/VERSION", "1.0")
+        .file("layers/json", "{}")
+        .file("config.json", &image.config())
+        .file("manifest.json", &manifest.to_string())
+        .done();
+    for compress in [|bytes: &[u8]| bytes.to_vec(), gzip] {
+        let place = Place::new();
+        assert_eq!(place.unpack(&compress(&archive)).unwrap().kind, Kind::DockerArchive);
+        assert_eq!(place.tree(), pairs(TREE));
+    }
+}
+
+#[test]
+fn an_empty_tar_archive_is_recognised() {
+    for length in [1024, 10240] {
+        for bytes in [vec![0; length], gzip(&vec![0; length])] {
+            let place = Place::new();
+            assert_eq!(place.unpack(&bytes).unwrap().kind, Kind::Tar);
+            assert_eq!(place.tree(), []);
+        }
+    }
+}
+
 #[test]
 fn a_file_that_is_called_like_a_manifest_makes_no_image() {
     for compress in [|bytes: &[u8]| bytes.to_vec(), gzip] {

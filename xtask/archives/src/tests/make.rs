@@ -168,6 +168,7 @@ fn hex(digest: &str) -> &str {
 /// A container image: its architecture and its layers, as tar archives and as blobs.
 pub(super) struct Built {
     pub(super) architecture: &'static str,
+    pub(super) variant: Option<&'static str>,
     pub(super) layers: Vec<Vec<u8>>,
     pub(super) blobs: Vec<Vec<u8>>,
 }
@@ -175,7 +176,7 @@ pub(super) struct Built {
 impl Built {
     /// Makes an image whose blobs are the layers themselves.
     pub(super) fn plain(layers: &[Vec<u8>]) -> Self {
-        Self { architecture: "arm64", layers: layers.to_vec(), blobs: layers.to_vec() }
+        Self { architecture: "arm64", variant: None, layers: layers.to_vec(), blobs: layers.to_vec() }
     }
 
     /// Makes an image whose blobs are compressed.
@@ -190,7 +191,7 @@ impl Built {
         let steps: Vec<_> =
             steps.chain([serde_json::json!({ "created_by": "ENV", "empty_layer": true })]).collect();
         serde_json::json!({
-            "architecture": self.architecture, "os": "linux", "variant": null,
+            "architecture": self.architecture, "os": "linux", "variant": self.variant,
             "config": { "Entrypoint": ["/usr/bin/app"], "Cmd": ["--serve"], "Env": ["PATH=/usr/bin:/bin"],
                         "WorkingDir": "/srv", "User": null },
             "rootfs": { "type": "layers", "diff_ids": digests },

@@ -1,38 +1,37 @@
-//! The C compiler of build scripts, which the crate `cc` takes from environment variables. `ring` contains C code, so
-//! the agent and `xtask-vm` need a C compiler.
+//! The C compiler of build scripts, which the crate `cc` takes from environment variables and cargo's `[env]`. `ring`
+//! contains C code, so the agent and `xtask-vm` need a C compiler.
 
 use std::path::Path;
 
 use xshell::{Shell, cmd};
 
+use super::configuration::Configuration;
 use super::linker::{Linker, Unfit, UnfitKind};
 use crate::arch::{MachineProfile, VmArchitecture};
 
-/// Checks that the compiler and the flags from the environment compile for `machine`. If the environment names neither,
-/// the build chooses the compiler, and the result is `Ok`. `default` is the compiler for flags without a compiler.
+/// Checks that the compiler and the flags in the variables compile for `machine`. If no variable names one, the build
+/// chooses the compiler, and the result is `Ok`. `default` is the compiler for flags without a compiler.
 ///
 /// # Errors
 /// Returns [`Unfit`], whose text has the variables, the compiler's error and a remedy.
-pub fn check(shell: &Shell, machine: &MachineProfile, default: &Path) -> Result<(), Unfit> {
-    check_in(shell, machine, default, |name| std::env::var(name).ok())
-}
-
-fn check_in(
+pub fn check(
     shell: &Shell,
+    configuration: &Configuration,
     machine: &MachineProfile,
     default: &Path,
-    variable: impl Fn(&str) -> Option<String>,
 ) -> Result<(), Unfit> {
-    let set = |name: &str| {
-        let names = variables(name, machine).into_iter();
-        names.filter_map(|name| Some((variable(&name).filter(|value| !value.trim().is_empty())?, name)))
+    let set = |names: &[String]| -> Vec<_> {
+        let set = names.iter().filter_map(|name| configuration.variable(name));
+        set.filter(|(value, _)| !value.trim().is_empty()).collect()
     };
+    let compilers = variables("CC", machine);
     // The first compiler counts. The device's build gets the linker as its compiler, so `CC` is not used for it.
-    let compiler = set("CC").next().filter(|(_, name)| is_of_host(machine) || name != "CC");
+    let used = if is_of_host(machine) { compilers.len() } else { compilers.len() - 1 };
+    let compiler = set(&compilers[..used]).into_iter().next();
     // All flags count. With this variable, cc reads quotes in the flags, and they are not checked.
-    let flags: Vec<_> = match variable("CC_SHELL_ESCAPED_FLAGS") {
+    let flags = match configuration.variable("CC_SHELL_ESCAPED_FLAGS") {
         Some(_) => Vec::new(),
-        None => set("CFLAGS").collect(),
+        None => set(&variables("CFLAGS", machine)),
     };
     let names: Vec<_> = compiler.iter().chain(&flags).map(|(_, name)| name.as_str()).collect();
     if names.is_empty() {
@@ -92,10 +91,14 @@ fn is_of_host(machine: &MachineProfile) -> bool {
 /// Returns the variable that makes `linker` the C compiler for `machine` too. Otherwise `cc` would search the compiler
 /// under a name of its own (briansmith/ring#1573). Returns `None` on the device's own architecture, or if a variable
 /// already names a compiler for this target.
-pub(super) fn variable_for<'a>(machine: &MachineProfile, linker: &'a Linker) -> Option<(String, &'a Path)> {
+pub(super) fn variable_for<'a>(
+    configuration: &Configuration,
+    machine: &MachineProfile,
+    linker: &'a Linker,
+) -> Option<(String, &'a Path)> {
     let names = variables("CC", machine);
     // cc ignores an empty variable.
-    let is_set = names[..3].iter().any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
+    let is_set = names[..3].iter().any(|name| configuration.has_variable(name));
     let [_, name, ..] = names;
     (!is_of_host(machine) && !is_set).then_some((name, linker.program.as_path()))
 }
@@ -109,12 +112,10 @@ mod tests {
     fn a_compiler_or_a_flag_for_another_machine_is_found() {
         let shell = Shell::new().unwrap();
         let own = VmArchitecture::of_host().unwrap();
+        let empty = tempfile::tempdir().unwrap();
         let checked = |variables: &[(&str, &str)]| {
-            let variable = |name: &str| {
-                let found = variables.iter().find(|(set, _)| *set == name);
-                found.map(|(_, value)| (*value).to_owned())
-            };
-            check_in(&shell, own.profile(), Path::new("cc"), variable).map_err(|unfit| unfit.to_string())
+            let configuration = Configuration::of_test(empty.path(), empty.path(), variables);
+            check(&shell, &configuration, own.profile(), Path::new("cc")).map_err(|unfit| unfit.to_string())
         };
         let triple = own.profile().triple.replace('-', "_");
         let (compiler, flags) = (format!("CC_{triple}"), format!("CFLAGS_{triple}"));
@@ -148,11 +149,36 @@ mod tests {
     #[test]
     fn the_devices_c_code_is_compiled_by_the_resolved_linker() {
         let linker = Linker { program: "/opt/gcc".into(), origin: LinkerOrigin::Default };
+        let empty = tempfile::tempdir().unwrap();
+        let configuration = Configuration::of_test(empty.path(), empty.path(), &[]);
         for arch in VmArchitecture::ALL {
             let expected = format!("CC_{}", arch.profile().triple.replace('-', "_"));
             let expected = Some((expected, Path::new("/opt/gcc")));
             let expected = expected.filter(|_| VmArchitecture::of_host() != Some(arch));
-            assert_eq!(variable_for(arch.profile(), &linker), expected);
+            assert_eq!(variable_for(&configuration, arch.profile(), &linker), expected);
         }
+    }
+
+    #[test]
+    fn a_compiler_in_cargos_table_env_is_found() {
+        let shell = Shell::new().unwrap();
+        let own = VmArchitecture::of_host().unwrap().profile();
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join(".cargo/config.toml");
+        std::fs::create_dir(directory.path().join(".cargo")).unwrap();
+        let checked = |table: &str, variables: &[(&str, &str)]| {
+            std::fs::write(&file, format!("[env]\n{table}\n")).unwrap();
+            let configuration = Configuration::of_test(directory.path(), directory.path(), variables);
+            check(&shell, &configuration, own, Path::new("cc")).map_err(|unfit| unfit.to_string())
+        };
+        let error = checked("CC = \"echo\"", &[]).unwrap_err();
+        assert!(error.contains("correct or unset CC in [env] of cargo's configuration"), "{error}");
+        assert_eq!(checked("CC = \"echo\"", &[("CC", "cc")]), Ok(()), "the environment wins");
+        let error = checked("CC = { value = \"echo\", force = true }", &[("CC", "cc")]).unwrap_err();
+        assert!(error.contains("echo (from CC in [env]"), "{error}");
+        std::fs::write(&file, format!("[env]\nCC_{} = \"gcc\"\n", own.triple)).unwrap();
+        let linker = Linker { program: "/opt/gcc".into(), origin: LinkerOrigin::Default };
+        let configuration = Configuration::of_test(directory.path(), directory.path(), &[]);
+        assert_eq!(variable_for(&configuration, own, &linker), None);
     }
 }

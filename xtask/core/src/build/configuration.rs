@@ -87,6 +87,29 @@ impl Configuration {
         Ok(flags.map(|flags| flags.flags).unwrap_or_default())
     }
 
+    /// Returns the value that a build script sees for an environment variable, and the name of the variable for a
+    /// message. `None` if the value is not UTF-8.
+    pub(super) fn variable(&self, name: &str) -> Option<(String, String)> {
+        let (value, of_table) = self.seen(name)?;
+        let place = if of_table { " in [env] of cargo's configuration" } else { "" };
+        Some((value.to_str()?.to_owned(), format!("{name}{place}")))
+    }
+
+    /// Returns whether a build script sees a value that is not empty.
+    pub(super) fn has_variable(&self, name: &str) -> bool {
+        self.seen(name).is_some_and(|(value, _)| !value.is_empty())
+    }
+
+    /// Returns the value of a variable, and whether the table `[env]` sets it. The table sets a variable that the
+    /// environment does not set, or that has `force`. `cargo run` passes these values on in the environment.
+    fn seen(&self, name: &str) -> Option<(&OsString, bool)> {
+        let of_environment = self.variables.get(&OsString::from(name));
+        let of_table = self.config.env.get(name);
+        let of_table =
+            of_table.filter(|entry| entry.force || of_environment.is_none_or(|value| *value == entry.value));
+        of_table.map(|entry| (&entry.value, true)).or_else(|| Some((of_environment?, false)))
+    }
+
     fn is_set(&self, variable: &str) -> bool {
         self.variables.contains_key(&OsString::from(variable))
     }
@@ -106,6 +129,14 @@ impl Configuration {
             Some(definition) => definition.to_string(),
             None => "a table [target.'cfg(…)'] of cargo's configuration".to_owned(),
         }
+    }
+}
+
+#[cfg(test)]
+impl Configuration {
+    pub(super) fn of_test(directory: &Path, home: &Path, variables: &[(&str, &str)]) -> Self {
+        let variables = variables.iter().map(|(name, value)| (name.into(), value.into())).collect();
+        Self::load_from(directory, Some(home.join(".cargo")), variables).unwrap()
     }
 }
 
@@ -135,8 +166,7 @@ mod tests {
     }
 
     fn load(directory: &Path, home: &Path, variables: &[(&str, &str)]) -> Configuration {
-        let variables = variables.iter().map(|(name, value)| (name.into(), value.into())).collect();
-        Configuration::load_from(directory, Some(home.join(".cargo")), variables).unwrap()
+        Configuration::of_test(directory, home, variables)
     }
 
     fn arm() -> &'static MachineProfile {

@@ -84,9 +84,10 @@ fn check_tools(shell: &Shell, workspace: &Workspace, machine: &MachineProfile) -
             "run rustup target add {triple}; without rustup, install the distribution's package with this library"
         );
     }
-    let linker = Configuration::load(workspace)?.linker(machine)?;
+    let configuration = Configuration::load(workspace)?;
+    let linker = configuration.linker(machine)?;
     linker.check(shell, machine)?;
-    compiler::check(shell, machine, &linker.program)?;
+    compiler::check(shell, &configuration, machine, &linker.program)?;
     Ok(linker)
 }
 
@@ -129,10 +130,11 @@ fn delete_build(workspace: &Workspace, args: &BuildArgs) -> Result<()> {
 /// Builds the agent with cargo, and returns the path of the executable.
 fn compile(workspace: &Workspace, args: &BuildArgs, linker: &Linker, what: &str) -> Result<PathBuf> {
     let machine = args.arch.profile();
+    let configuration = Configuration::load(workspace)?;
     // If the target directory is shared with another checkout, `Workspace::cargo` selects a directory of this checkout.
     let mut command = workspace.cargo();
     command.args(["build", "--package", AGENT_PACKAGE, "--bin", AGENT_PACKAGE, "--target", machine.triple]);
-    command.args(["--profile", &args.profile]).envs(compiler::variable_for(machine, linker));
+    command.args(["--profile", &args.profile]).envs(compiler::variable_for(&configuration, machine, linker));
     artifact::executable(&run_cargo(command, what)?, AGENT_PACKAGE)
 }
 

@@ -1,5 +1,5 @@
 //! Programs of this workspace that rustc compiles alone, without cargo, for a guest: static executables that need no
-//! other file there.
+//! other file there, and libraries that a program of the guest preloads.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -14,9 +14,20 @@ use crate::digest::Algorithm;
 use crate::fs::{make_private_dir, remove_file, write_private};
 use crate::workspace::Workspace;
 
-/// rustc's flags. The program is static, so that the guest needs no other file, and small.
+/// rustc's flags for an executable. The program is static, so that the guest needs no other file, and small.
 const FLAGS: [&str; 5] =
     ["--edition=2024", "-Ctarget-feature=+crt-static", "-Copt-level=s", "-Cpanic=abort", "-Cstrip=symbols"];
+
+/// rustc's flags for a shared library. Without the optimisation of the whole library, it would need a function of std
+/// that unwinds the stack.
+const SHARED: [&str; 6] = [
+    "--edition=2024",
+    "--crate-type=cdylib",
+    "-Copt-level=s",
+    "-Clto=fat",
+    "-Cpanic=abort",
+    "-Cstrip=symbols",
+];
 
 /// A program that rustc compiles alone.
 #[derive(Debug, Clone, Copy)]
@@ -40,13 +51,37 @@ impl Standalone {
         cache: &Cache,
         arch: VmArchitecture,
     ) -> Result<(Vec<u8>, PathBuf)> {
+        self.compiled(&FLAGS, workspace, cache, arch)
+    }
+
+    /// Returns the shared library for `arch` and its path in the cache, like [`Standalone::executable`]. A loader can
+    /// put it before the C library (ld.so(8), `LD_PRELOAD`).
+    ///
+    /// # Errors
+    /// Returns the same errors as [`Standalone::executable`].
+    pub fn shared_library(
+        &self,
+        workspace: &Workspace,
+        cache: &Cache,
+        arch: VmArchitecture,
+    ) -> Result<(Vec<u8>, PathBuf)> {
+        self.compiled(&SHARED, workspace, cache, arch)
+    }
+
+    fn compiled(
+        &self,
+        flags: &[&str],
+        workspace: &Workspace,
+        cache: &Cache,
+        arch: VmArchitecture,
+    ) -> Result<(Vec<u8>, PathBuf)> {
         let shell = Shell::new().context("create the shell that runs commands")?;
         let profile = arch.profile();
         let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
         let version = cmd!(shell, "{rustc} -vV").quiet().read().context("ask rustc for its version")?;
         let mut linker = OsString::from("-Clinker=");
         linker.push(Configuration::load(workspace)?.linker(profile)?.program);
-        let mut arguments: Vec<OsString> = FLAGS.map(OsString::from).to_vec();
+        let mut arguments: Vec<OsString> = flags.iter().map(OsString::from).collect();
         arguments.extend(
             [format!("--crate-name={}", self.name), format!("--target={}", profile.triple)]
                 .map(OsString::from),
@@ -84,11 +119,20 @@ fn digest_path(kept: &Path) -> PathBuf {
     kept.with_extension("sha256")
 }
 
+/// Returns the path at which a process compiles an executable. rustc puts its object files beside its output, and their
+/// names begin with the output's name without its extension. If the process id were an extension, two processes would
+/// overwrite each other's object files.
+fn beside(kept: &Path, process: u32) -> PathBuf {
+    let mut path = kept.as_os_str().to_owned();
+    path.push(format!("-{process}"));
+    PathBuf::from(path)
+}
+
 /// Compiles beside the target file, records the digest and then renames the result, because another run may make the
 /// same file. The same compiler makes the same bytes.
 fn compile(shell: &Shell, rustc: &OsString, arguments: &[OsString], kept: &Path) -> Result<()> {
     make_private_dir(kept.parent().context("the program's path has no parent directory")?)?;
-    let beside = kept.with_extension(std::process::id().to_string());
+    let beside = beside(kept, std::process::id());
     let made = || {
         cmd!(shell, "{rustc} {arguments...} -o {beside}").quiet().run()?;
         write_private(&digest_path(kept), Algorithm::Sha256.of(&fs_err::read(&beside)?).hex())?;
@@ -100,6 +144,13 @@ fn compile(shell: &Shell, rustc: &OsString, arguments: &[OsString], kept: &Path)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_processes_that_compile_the_same_program_use_different_object_files() {
+        let of = |process| beside(Path::new("/c/workload/aarch64-0123"), process);
+        assert_ne!(of(7).file_stem(), of(8).file_stem());
+        assert_eq!(of(7).parent(), Some(Path::new("/c/workload")));
+    }
 
     #[test]
     fn a_cached_executable_that_was_changed_is_not_used() {

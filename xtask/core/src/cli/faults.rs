@@ -61,6 +61,8 @@ pub enum Sabotage {
     UnitNotEnabled,
     /// Keep publishing the boot id of the first boot
     StaleBootId,
+    /// After the power cut, keep the boot id of the first boot in the agent's heartbeats
+    StaleHeartbeat,
     /// Install another executable than the one built
     OtherDigest,
     /// Make the guest's kernel panic while booting
@@ -101,6 +103,8 @@ pub enum Sabotage {
     RebootsItself,
     /// Make the root file system read-only after the device has joined again
     ReadOnlyRoot,
+    /// Give podman's user no memory controller, as a kernel with cgroup_disable=memory
+    NoMemoryCgroup,
     /// Stop the agent and let another program write the device's status
     ForgedStatus,
     /// Let the guest reach the services on this host's loopback
@@ -168,6 +172,7 @@ impl Sabotage {
         let (phases, words): (&[Phase], &[&str]) = match self {
             Self::UnitNotEnabled => (&[Rejoin], &["disabled at boot"]),
             Self::StaleBootId => (&[Rejoin], &["still reports the boot id"]),
+            Self::StaleHeartbeat => (&[Rejoin], &["the agent's heartbeat has the boot id"]),
             Self::OtherDigest => (&[Join], &["the agent in the guest has the digest"]),
             Self::KernelPanic => (&[Boot], &["kernel panicked"]),
             Self::KillQemu => (&[Boot], &["QEMU ended"]),
@@ -190,6 +195,7 @@ impl Sabotage {
             Self::Recreates => (&[Rejoin], &["was started or made again"]),
             Self::RebootsItself => (&[Rejoin], &["the guest has rebooted by itself"]),
             Self::ReadOnlyRoot => (&[Rejoin], &["root cannot write"]),
+            Self::NoMemoryCgroup => (&[Workload], &["append cgroup_enable=memory"]),
             Self::ForgedStatus => (&[Join], &["another client of the bus has written"]),
             Self::OpenNetwork => (&[Join], &["that does not belong to the run"]),
             Self::StaleChain => (&[Boot], &["lies on"]),

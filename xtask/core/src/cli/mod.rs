@@ -3,12 +3,17 @@
 
 mod args;
 mod attempt;
+mod durability;
 mod faults;
 mod image;
 mod inspect;
+mod place;
 mod preflight;
+mod repeated;
 mod report;
+mod several;
 mod smoke;
+mod torture;
 mod vm;
 
 pub use clap::ColorChoice;
@@ -17,16 +22,20 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::arch::VmArchitecture;
 pub use args::{Accel, BuildArgs, FixArgs, MachineArgs, Verbosity};
 pub use attempt::TryArgs;
+pub use durability::DurabilityFault;
 pub use faults::{Detection, Disturb, Disturbance, FoundBy, Sabotage};
 pub use image::{
     BumpArgs, ImageArgs, ImageBuildArgs, ImageCommand, ImageFetchArgs, ImageVerifyArgs, PruneArgs,
     StoreCommand,
 };
 pub use inspect::{Deny, InspectArgs};
+pub use place::{DEFAULT_NAME, Network, PlaceArgs};
 pub use preflight::{PreflightArgs, RehearsalFault};
+pub use repeated::Repeated;
 pub use report::{ReportArgs, ReportFormat};
 pub use smoke::{Half, SmokeArgs, Until};
-pub use vm::{GuestArgs, HeavyVmCommand, LightVmCommand, OneArgs, UpArgs, VmCommand};
+pub use torture::TortureArgs;
+pub use vm::{GcArgs, GuestArgs, HeavyVmCommand, LightVmCommand, OneArgs, UpArgs, VmCommand};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -95,7 +104,10 @@ pub enum LightCommand {
 pub enum HeavyCommand {
     /// Test the agent in an emulated machine: boot, install, join, ping, workload, power cut, rejoin
     #[command(display_order = 3)]
-    Smoke(SmokeArgs),
+    Smoke(Box<SmokeArgs>),
+    /// Judge thousands of states in which a power cut can leave the device's disk, made from one recorded run
+    #[command(display_order = 3)]
+    Torture(Box<TortureArgs>),
     /// Manage the catalogue's images
     #[command(subcommand, display_order = 6)]
     Image(ImageCommand),
@@ -133,6 +145,8 @@ pub enum BenchSubject {
     Image,
     /// The agent's footprint: executable, memory, time to its first status, processor time at rest
     Footprint,
+    /// `torture` with 1,000 crash states and ten boots against its time limit, and the rate of the judgement
+    Torture,
 }
 
 /// The flags of `bench`.
@@ -190,7 +204,11 @@ pub struct SoakArgs {
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub disturbances: u32,
 
-    /// Run the agent's endurance tests, with a hundred kills, a broker that is away for minutes and a cluster; then with nats-server 2.15, which needs pip
+    /// The number of power cuts in one smoke, at random moments while the desired state changes
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub power_cuts: u32,
+
+    /// Run the agent's endurance tests, with hundreds of kills, a full disk, a reset of the storage, a broker that is away for minutes and a cluster; then with nats-server 2.15, which needs pip
     #[arg(long)]
     pub agent: bool,
 
@@ -281,8 +299,16 @@ mod tests {
             &["vm", "up", "-x"],
             &["vm", "up", "../x"],
             &["vm", "exec"],
+            &["vm", "gc", "--connect", "here"],
+            &["vm", "gc", "--images"],
             &["smoke", "--until", "tomorrow"],
+            &["smoke", "--host", "xen:///system"],
+            &["smoke", "--host", "qemu:///system", "--connect", "qemu:///session"],
             &["smoke", "--until", "join", "--sabotage", "kill-qemu"],
+            &["torture"],
+            &["torture", "--crash-states", "0"],
+            &["torture", "--crash-states", "10", "--boot"],
+            &["torture", "--state", "1.json", "--seed", "1"],
         ];
         let mut screens = String::new();
         for line in table {

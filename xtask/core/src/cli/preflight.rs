@@ -3,8 +3,8 @@
 use clap::{Args, ValueEnum};
 
 use super::args::{FixArgs, MachineArgs};
+use super::place::PlaceArgs;
 use crate::arch::VmArchitecture;
-use crate::libvirt_uri::ConnectUri;
 
 /// The flags of `preflight`.
 #[derive(Debug, Clone, Args)]
@@ -24,9 +24,8 @@ pub struct PreflightArgs {
     #[arg(long, value_enum, value_name = "FAULT", requires = "rehearse")]
     pub sabotage: Option<RehearsalFault>,
 
-    /// Check this libvirt too (permissions, network, host): qemu:///session, qemu+ssh://HOST/system …
-    #[arg(long, value_name = "URI")]
-    pub connect: Option<ConnectUri>,
+    #[command(flatten)]
+    pub place: PlaceArgs,
 
     #[command(flatten)]
     pub fix: FixArgs,
@@ -34,6 +33,15 @@ pub struct PreflightArgs {
     /// Print the findings as JSON on stdout
     #[arg(long)]
     pub json: bool,
+}
+
+impl PreflightArgs {
+    /// Returns the libvirt for which the facts about this host are evaluated. A rehearsal always uses the embedded
+    /// driver of this host, even if `--connect` names a daemon to check.
+    pub fn place_of_facts(&self) -> &PlaceArgs {
+        const HERE: &PlaceArgs = &PlaceArgs { connect: None, network: None, pool: None };
+        if self.rehearse { HERE } else { &self.place }
+    }
 }
 
 /// The faults that can be planted for the rehearsal to find.

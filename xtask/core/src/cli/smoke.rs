@@ -6,10 +6,17 @@ use clap::{Args, ValueEnum};
 
 use super::args::{BuildArgs, FixArgs, MachineArgs, timeout_scale};
 use super::faults::{Disturb, Sabotage};
+use super::place::PlaceArgs;
+use super::repeated::{Repeated, repeatable};
+use crate::libvirt_uri::ConnectUri;
 
 /// The flags of `smoke`.
 #[derive(Debug, Clone, Args)]
+#[command(mut_args(repeatable))]
 pub struct SmokeArgs {
+    #[command(flatten)]
+    pub repeated: Repeated,
+
     #[command(flatten)]
     pub build: BuildArgs,
 
@@ -19,6 +26,13 @@ pub struct SmokeArgs {
 
     #[command(flatten)]
     pub machine: MachineArgs,
+
+    #[command(flatten)]
+    pub place: PlaceArgs,
+
+    /// Run the smokes of this call on this libvirt; may be repeated, and the smokes are spread over the hosts
+    #[arg(long = "host", value_name = "URI", conflicts_with = "connect")]
+    pub hosts: Vec<ConnectUri>,
 
     /// Leave the agent idle for this many seconds after it has joined and report its footprint, 0 to 3600
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=3600))]
@@ -43,6 +57,10 @@ pub struct SmokeArgs {
     /// Be one of the two runs of `--verify-cold`
     #[arg(long, hide = true, requires = "verify_cold")]
     pub half: Option<Half>,
+
+    /// Print the directory with the report on stdout at the end, for the process that runs several smokes
+    #[arg(long, hide = true)]
+    pub announce: bool,
 
     /// Stop after this phase; the verdict's line says so
     #[arg(long, value_enum, default_value_t, value_name = "PHASE", conflicts_with = "sabotage")]
@@ -78,6 +96,14 @@ pub struct SmokeArgs {
     /// Disturb the device once, SECONDS after its boot [default: at a random moment of the first minute]: clock-year-back, qemu-stopped, broker-restarted or slow-disk
     #[arg(long, value_name = "DISTURBANCE[@SECONDS]")]
     pub disturb: Option<Disturb>,
+
+    /// Cut the power this often after the smoke, at random moments of changes of the desired state
+    #[arg(long, hide = true, default_value_t = 0, conflicts_with_all = ["sabotage", "disturb", "until"])]
+    pub power_cuts: u32,
+
+    /// The seed of the changes and the moments of `--power-cuts`
+    #[arg(long, hide = true, requires = "power_cuts")]
+    pub seed: Option<u64>,
 }
 
 /// The last phase of a smoke.

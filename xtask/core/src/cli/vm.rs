@@ -1,9 +1,13 @@
 //! The flags of `cargo xtask vm`.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
 use super::args::{FixArgs, MachineArgs};
+use super::place::PlaceArgs;
 use crate::arch::VmArchitecture;
+use crate::libvirt_uri::ConnectUri;
 
 /// The commands of `vm`. `display_order` keeps the order of the help.
 #[derive(Debug, Clone, Subcommand)]
@@ -55,15 +59,7 @@ pub enum LightVmCommand {
     Rm(OneArgs),
     /// Delete the remains of dead runs: processes, disks, sockets
     #[command(display_order = 10)]
-    Gc {
-        /// Print what would be deleted, and delete nothing
-        #[arg(long)]
-        dry_run: bool,
-
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Gc(GcArgs),
 }
 
 /// The commands that need `xtask-vm`.
@@ -71,7 +67,7 @@ pub enum LightVmCommand {
 pub enum HeavyVmCommand {
     /// Make a booted machine without the agent; takes seconds if there is a snapshot
     #[command(display_order = 0)]
-    Up(UpArgs),
+    Up(Box<UpArgs>),
     /// Show a machine's serial console and attach to it; Ctrl-] detaches
     #[command(display_order = 4)]
     Console {
@@ -88,6 +84,26 @@ pub enum HeavyVmCommand {
     /// Boot a machine that is off, from its own disk
     #[command(display_order = 8)]
     Start(OneArgs),
+    /// Decide about the connections of a machine; `vm up` and `vm start` start this process
+    #[command(hide = true)]
+    Supervise {
+        /// The process id of QEMU
+        #[arg(long)]
+        qemu: i32,
+
+        /// The guest may use other hosts, and the name servers on this host's loopback
+        #[arg(long)]
+        others: bool,
+
+        /// The TCP ports of 127.0.0.1 that the guest may use
+        ports: Vec<u16>,
+    },
+    /// Keep the console's log of a machine small; `vm up` and `vm start` start this process
+    #[command(hide = true)]
+    KeepLog {
+        /// The log
+        log: PathBuf,
+    },
 }
 
 /// The flags of `vm up`.
@@ -105,11 +121,45 @@ pub struct UpArgs {
     pub machine: MachineArgs,
 
     #[command(flatten)]
+    pub place: PlaceArgs,
+
+    #[command(flatten)]
     pub fix: FixArgs,
 
     /// Print the machine's record as JSON instead of its name
     #[arg(long)]
     pub json: bool,
+}
+
+/// The flags of `vm gc`.
+#[derive(Debug, Clone, Args)]
+pub struct GcArgs {
+    /// Print what would be deleted, and delete nothing
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Delete the domains and volumes of dead runs on this libvirt instead
+    #[arg(long, value_name = "URI")]
+    pub connect: Option<ConnectUri>,
+
+    /// Also delete the images in the storage pool of --connect that no machine uses
+    #[arg(long, requires = "connect")]
+    pub images: bool,
+
+    /// The storage pool of --images [default: default]
+    #[arg(long, value_name = "NAME", requires = "images")]
+    pub pool: Option<String>,
+}
+
+impl GcArgs {
+    /// Returns the libvirt and the storage pool of the flags as those of a machine.
+    pub fn place(&self) -> PlaceArgs {
+        PlaceArgs { connect: self.connect.clone(), network: None, pool: self.pool.clone() }
+    }
 }
 
 /// The machine on which a `vm` command acts.

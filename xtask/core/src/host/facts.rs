@@ -55,6 +55,8 @@ pub struct Facts {
     pub guest: Guest,
     /// True if the programs of the test suite are needed too.
     pub for_ci: bool,
+    /// True if a libvirt daemon runs the guest (`--connect`), so that this host needs no QEMU.
+    pub is_on_daemon: bool,
 }
 
 /// The libraries that a linker finds.
@@ -172,6 +174,7 @@ impl Facts {
                 registers_handler: registers_handler(arch),
                 guest,
                 for_ci: false,
+                is_on_daemon: false,
             }
         })
     }
@@ -199,13 +202,13 @@ fn linking(workspace: &Workspace, arch: VmArchitecture) -> Result<Linking, Unfit
         is_users: false,
     };
     let shell = Shell::new().map_err(|error| unreadable(error.into()))?;
-    let configuration = Configuration::load(workspace);
-    let linker = configuration.and_then(|configuration| configuration.linker(profile)).map_err(unreadable)?;
+    let configuration = Configuration::load(workspace).map_err(unreadable)?;
+    let linker = configuration.linker(profile).map_err(unreadable)?;
     linker.check(&shell, profile)?;
     if let Some(host) = VmArchitecture::of_host().filter(|host| *host != arch) {
-        compiler::check(&shell, host.profile(), Path::new(NATIVE_LINKER))?;
+        compiler::check(&shell, &configuration, host.profile(), Path::new(NATIVE_LINKER))?;
     }
-    compiler::check(&shell, profile, &linker.program)?;
+    compiler::check(&shell, &configuration, profile, &linker.program)?;
     Ok(Linking { libc: linker.libc(&shell), static_libc: linker.finds(&shell, "libc.a") })
 }
 

@@ -95,6 +95,12 @@ pub fn discover(arch: VmArchitecture, root: &Path) -> Result<AarchFirmware, Vec<
     Err(rejected)
 }
 
+/// Returns the pair with this code, if a descriptor below `root` names it.
+pub fn with_code(code: &Path, arch: VmArchitecture, root: &Path) -> Option<AarchFirmware> {
+    let pairs = descriptors(root).into_iter();
+    pairs.filter_map(|(_, text)| from_descriptor(&text, arch.profile()).ok()?).find(|pair| pair.code == code)
+}
+
 /// Returns the path and the text of every descriptor, sorted by file name.
 fn descriptors(root: &Path) -> Vec<(PathBuf, String)> {
     let mut by_name = BTreeMap::new();
@@ -229,6 +235,8 @@ mod tests {
         std::fs::write(root.join("usr/share/qemu/firmware/10-broken.json"), "{").unwrap();
         let pair: AarchFirmware = discover(VmArchitecture::Aarch64, root).unwrap();
         assert_eq!(pair.code, Path::new("/a/code.fd"));
+        let with = |code: &str| with_code(Path::new(code), VmArchitecture::Aarch64, root);
+        assert_eq!((with("/a/code.fd"), with("/a/other.fd")), (Some(pair), None));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::memory::{self, Memory};
 use super::mounts;
-use super::network::LoopbackServices;
+use super::network::{LoopbackServices, may_supervise};
 use super::packages::{Need, PackageManager};
 use super::pkg_config::PkgConfig;
 use super::tools;
@@ -50,6 +50,11 @@ pub const PROGRAMS: &[(&str, Need, When)] = &[
     ("newuidmap", Need::Uidmap, When::BuildingAsUser),
     ("newgidmap", Need::Uidmap, When::BuildingAsUser),
     ("libvirtd", Need::LibvirtDaemon, When::Testing),
+    ("virsh", Need::LibvirtClient, When::Testing),
+    ("dnsmasq", Need::Dnsmasq, When::Testing),
+    ("iptables", Need::Iptables, When::Testing),
+    ("ip", Need::Iproute, When::Testing),
+    ("sshd", Need::Sshd, When::Testing),
     ("podman", Need::Podman, When::Testing),
     ("runc", Need::Podman, When::Testing),
     ("docker-registry", Need::Registry, When::Testing),
@@ -82,6 +87,8 @@ pub struct LocalHost {
     pub kernel: String,
     /// The kernel's active security modules, separated by commas; `None` if securityfs is not mounted.
     pub security_modules: Option<String>,
+    /// True if a process can decide about each connection of a guest.
+    pub supervises: bool,
     pub loopback_services: LoopbackServices,
     pub cpus: usize,
     pub root: bool,
@@ -148,6 +155,7 @@ impl LocalHost {
             Self {
                 os: OsRelease::parse(&std::fs::read_to_string("/etc/os-release").unwrap_or_default()),
                 loopback_services: LoopbackServices::read(),
+                supervises: may_supervise(),
                 security_modules: std::fs::read_to_string("/sys/kernel/security/lsm").ok(),
                 kernel: uname.release().to_string_lossy().into_owned(),
                 cpus: thread::available_parallelism().map_or(1, usize::from),

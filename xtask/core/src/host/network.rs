@@ -1,11 +1,40 @@
 //! The services on this host's loopback that the guest of a machine with internet access can use.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
 use std::ops::RangeInclusive;
+use std::process::{Command, Stdio};
+
+use super::tools::release;
 
 /// The TCP ports by which a guest reaches the internet: ssh, DNS, HTTP and HTTPS. Landlock does not distinguish
 /// addresses, so these ports of the host's loopback can be reached, too.
 pub const INTERNET_PORTS: [u16; 4] = [22, 53, 80, 443];
+
+/// Returns whether the kernel can stop the connections of QEMU until another process has decided about them, and
+/// whether this process may read the memory of its descendants. Linux 5.5 and newer can (seccomp_unotify(2)), unless a
+/// security module forbids it, such as Yama with a `ptrace_scope` above 1 (Documentation/admin-guide/LSM/Yama.rst).
+pub fn may_supervise() -> bool {
+    let kernel = rustix::system::uname();
+    let actions = std::fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default();
+    release(&kernel.release().to_string_lossy()) >= NOTIFIES
+        && actions.split_whitespace().any(|action| action == "user_notif")
+        && reads_memory_of_child().unwrap_or(false)
+}
+
+/// The first kernel on which a process can let a stopped call go on (seccomp_unotify(2)).
+const NOTIFIES: (u32, u32) = (5, 5);
+
+/// Returns whether this process may open the memory of a child.
+fn reads_memory_of_child() -> io::Result<bool> {
+    // cat ends when its input ends.
+    let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+    let is_opened = File::open(format!("/proc/{}/mem", child.id())).is_ok();
+    drop(child.stdin.take());
+    child.wait()?;
+    Ok(is_opened)
+}
 
 /// The services of this host's loopback that a guest with internet access can use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

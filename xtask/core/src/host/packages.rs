@@ -31,6 +31,11 @@ pub enum Need {
     LibvirtDriver,
     LibvirtIohelper,
     LibvirtDaemon,
+    LibvirtClient,
+    Dnsmasq,
+    Iptables,
+    Iproute,
+    Sshd,
     PkgConfig,
     CrossLinker,
     StaticLibc,
@@ -198,11 +203,19 @@ fn row(need: Need, arch: VmArchitecture) -> &'static str {
         // On Debian and its derivatives, the package of libvirt's driver does not contain this program. On Debian 12 it
         // is in the package of the daemon, and on Debian 13 in a package on which that package depends.
         (N::LibvirtIohelper, _) => "libvirt-daemon | libvirt-daemon-common | libvirt | libvirt-daemon-common",
-        // On Debian 12, the package `libvirt-daemon` contains the network driver.
+        // On Debian 12, the package `libvirt-daemon` contains the drivers and virtlogd.
         (N::LibvirtDaemon, _) => {
-            "libvirt-daemon | libvirt-daemon libvirt-daemon-driver-network | libvirt \
-             | libvirt-daemon libvirt-daemon-driver-network"
+            "libvirt-daemon \
+             | libvirt-daemon libvirt-daemon-driver-network libvirt-daemon-driver-storage-core libvirt-daemon-log \
+             | libvirt \
+             | libvirt-daemon libvirt-daemon-driver-network libvirt-daemon-driver-storage-core libvirt-daemon-log"
         }
+        (N::LibvirtClient, _) => "libvirt-clients | libvirt-client | libvirt | libvirt-client",
+        // libvirt starts dnsmasq and iptables for a NAT network. On Debian, `dnsmasq-base` has no service.
+        (N::Dnsmasq, _) => "dnsmasq-base | dnsmasq | dnsmasq | dnsmasq",
+        (N::Iptables, _) => "iptables | iptables-nft | iptables | iptables",
+        (N::Iproute, _) => "iproute2 | iproute | iproute2 | iproute2",
+        (N::Sshd, _) => "openssh-server | openssh-server | openssh | openssh-server",
         (N::PkgConfig, _) => "pkg-config | pkgconf-pkg-config | pkgconf | pkgconf-pkg-config",
         // There is no package for openSUSE, whose cross-compilers have no C library.
         (N::CrossLinker, Aarch64) => {

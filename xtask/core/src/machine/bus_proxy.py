@@ -1,6 +1,7 @@
 # A proxy between the agent and the broker. Its arguments are the broker's address, its port and the planted fault:
 # - watches-only-new: after the first boot, the agent's watch of the desired state begins at the end of the bucket.
 # - deaf-after-rejoin: after the first boot, the agent's subscription to its commands is dropped.
+# - stale-heartbeat: after the first boot, the agent's heartbeats get the boot id of the first boot.
 # - loses-bus: each boot has one connection only.
 import os
 import re
@@ -18,7 +19,8 @@ if not os.path.exists(FIRST):
         file.write(BOOT)
     os.sync()
 with open(FIRST) as file:
-    IS_FIRST_BOOT = file.read() == BOOT
+    FIRST_BOOT = file.read()
+IS_FIRST_BOOT = FIRST_BOOT == BOOT
 # The client's messages that have a payload; the last word is its size in bytes (NATS, client protocol).
 WITH_PAYLOAD = re.compile(rb"H?PUB ", re.IGNORECASE)
 CONTEXT = ssl.create_default_context(cafile="/var/lib/sabotage/ca.pem")
@@ -53,6 +55,8 @@ def from_agent(agent, broker):
         if FAULT == "watches-only-new" and not IS_FIRST_BOOT and b"CONSUMER.CREATE" in line and line.startswith(b"PUB"):
             payload = payload.replace(b'"deliver_policy":"last_per_subject"', b'"deliver_policy":"new"')
             line = b" ".join(line.split()[:-1] + [b"%d\r\n" % (len(payload) - 2)])
+        if FAULT == "stale-heartbeat" and b".heartbeat " in line:
+            payload = payload.replace(BOOT.strip().encode(), FIRST_BOOT.strip().encode())
         broker.sendall(line + payload)
 
 

@@ -1,4 +1,4 @@
-# Writes the device's status every second, with the device's own credentials, while no agent runs. It is the planted
+# Writes the device's status and heartbeat every second, with the device's own credentials, while no agent runs. It is the planted
 # fault forged-status. Its argument is the agent's configuration.
 import hashlib
 import json
@@ -32,7 +32,7 @@ context = ssl.create_default_context(cafile="/etc/iot-agent/secrets/ca.pem")
 broker = context.wrap_socket(plain, server_hostname=host)
 login = {"user": value("username"), "pass": value("password"), "verbose": False, "pedantic": False, "lang": "python"}
 broker.sendall(f"CONNECT {json.dumps(login)}\r\n".encode())
-for sequence in range(1, 1000):
+for sequence in range(1, 2000, 2):
     status = {
         "schema": 1,
         "device_id": DEVICE,
@@ -46,6 +46,9 @@ for sequence in range(1, 1000):
         "sequence": sequence,
         "deployments": [],
     }
-    text = json.dumps(status)
-    broker.sendall(f"PUB $KV.agent-status.{DEVICE} {len(text)}\r\n{text}\r\nPONG\r\n".encode())
+    heartbeat = {key: status[key] for key in ("schema", "device_id", "exe_sha256", "boot_id", "uptime_seconds")}
+    heartbeat |= {"sequence": sequence + 1, "desired_revision": 0}
+    for key, document in ((DEVICE, status), (f"{DEVICE}.heartbeat", heartbeat)):
+        text = json.dumps(document)
+        broker.sendall(f"PUB $KV.agent-status.{key} {len(text)}\r\n{text}\r\nPONG\r\n".encode())
     time.sleep(1)

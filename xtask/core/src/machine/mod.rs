@@ -2,9 +2,11 @@
 //! the domain XML with the cloud-init seed. The functions only return texts. Therefore golden files can test both
 //! architectures on any host.
 
+pub mod durability;
 pub mod proxies;
 mod sabotage;
 pub mod seed;
+pub mod volume;
 pub mod xml;
 
 use std::path::{Path, PathBuf};
@@ -13,10 +15,11 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::arch::{Accelerator, VmArchitecture};
-use crate::cli::MachineArgs;
+use crate::cli::{MachineArgs, Network};
 use crate::cpu::Cpu;
 use crate::host::firmware::AarchFirmware;
 use crate::image::Format;
+use crate::runs::owner::Owner;
 
 /// The name of each run's domain. It is short, because it is part of the paths of sockets, which have at most 107
 /// bytes.
@@ -83,6 +86,29 @@ pub struct DomainXmlParams {
     /// The UEFI firmware; `None` if the machine boots by BIOS.
     pub firmware: Option<AarchFirmware>,
     pub files: RunFiles,
+    /// The additional parameters of a domain on a libvirt daemon; `None` for the embedded driver.
+    pub daemon: Option<DaemonDomain>,
+}
+
+/// The parameters of a domain on a libvirt daemon that a domain of the embedded driver does not have. The disks of
+/// such a domain are volumes of a storage pool, libvirt selects the firmware by the descriptors of its host, and
+/// consoles and ports are streams of libvirt.
+#[derive(Debug, Clone)]
+pub struct DaemonDomain {
+    /// The record of the domain's owner. The name of the domain is derived from it.
+    pub owner: Owner,
+    pub pool: String,
+    /// The names of the volumes of the disks, in the order of [`DomainXmlParams::disks`].
+    pub volumes: [String; 3],
+    pub network: Network,
+    /// The MAC address of the network card. Other guests may be in the same network.
+    pub mac: String,
+    /// The architecture of the daemon's host; `None` if it is neither of the two or not known.
+    pub host: Option<VmArchitecture>,
+    /// True if the user-mode network gives the guest no access to this host and the internet.
+    pub is_restricted: bool,
+    /// True if QEMU waits for the memory of a saved machine instead of booting (QEMU, `-incoming defer`).
+    pub is_incoming: bool,
 }
 
 impl DomainXmlParams {

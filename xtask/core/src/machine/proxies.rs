@@ -48,16 +48,22 @@ impl Proxies {
         Self { variables }
     }
 
-    /// Returns the ports of the proxies. The guest connects to these ports instead of to the internet.
-    pub fn ports(&self) -> Vec<u16> {
+    /// Returns the ports of the proxies on this host's loopback, and of those on other hosts. The guest connects to
+    /// these ports instead of to the internet.
+    pub fn ports(&self) -> (Vec<u16>, Vec<u16>) {
         let proxies = self.variables.iter().filter(|(name, _)| *name != "no_proxy");
         let port = |url: &String| {
             let (scheme, rest) = url.split_once("://")?;
             let address = rest.trim_end_matches('/').rsplit('@').next()?;
-            let named = address.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
-            named.or_else(|| SCHEMES.iter().find(|(name, _)| scheme.starts_with(name)).map(|(_, port)| *port))
+            let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
+            let of_scheme =
+                || SCHEMES.iter().find(|(name, _)| scheme.starts_with(name)).map(|(_, port)| *port);
+            Some((host == HOST_FROM_GUEST, port.parse().ok().or_else(of_scheme)?))
         };
-        proxies.filter_map(|(_, url)| port(url)).collect()
+        let (own, others): (Vec<_>, Vec<_>) =
+            proxies.filter_map(|(_, url)| port(url)).partition(|(is_own, _)| *is_own);
+        let ports = |proxies: Vec<(bool, u16)>| proxies.into_iter().map(|(_, port)| port).collect();
+        (ports(own), ports(others))
     }
 
     /// Returns the parts of the addresses that contain passwords, as `user:password`. They must be in no report.
@@ -165,10 +171,10 @@ mod tests {
             assert!(environment.lines().any(|found| found == line), "{line}: {environment}");
         }
         assert!(!format!("{proxies:?}").contains("secret"), "{proxies:?}");
-        assert_eq!(proxies.ports(), [2, 3]);
+        assert_eq!(proxies.ports(), (vec![2], vec![3]));
         assert_eq!(proxies.secrets().collect::<Vec<_>>(), ["u:secret"]);
         let plain = |name: &str| (name == "https_proxy").then(|| "https://u:p@proxy".to_owned());
-        assert_eq!(Proxies::of(plain).ports(), [443]);
+        assert_eq!(Proxies::of(plain).ports(), (vec![], vec![443]));
         let silent = |name: &str| (name == "no_proxy").then(|| "a".to_owned());
         assert!(Proxies::of(silent).files().is_empty(), "there is no proxy");
     }

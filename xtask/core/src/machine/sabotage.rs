@@ -20,12 +20,16 @@ pub(super) fn scripts(fault: Option<Sabotage>) -> (String, String) {
         Some(Sabotage::NoFsync) => before(NO_FSYNC),
         Some(Sabotage::PowersOff) => after(POWERS_OFF),
         Some(Sabotage::LosesVolume) => before(LOSES_VOLUME),
-        Some(fault @ (Sabotage::LosesBus | Sabotage::WatchesOnlyNew | Sabotage::DeafAfterRejoin)) => {
-            before(&behind_proxy(&name_of(&fault)))
-        }
+        Some(
+            fault @ (Sabotage::LosesBus
+            | Sabotage::WatchesOnlyNew
+            | Sabotage::DeafAfterRejoin
+            | Sabotage::StaleHeartbeat),
+        ) => before(&behind_proxy(&name_of(&fault))),
         Some(Sabotage::ForgedStatus) => after(FORGED_STATUS),
         Some(Sabotage::Recreates) => after(&at_later_boots(RECREATES)),
         Some(Sabotage::RebootsItself) => after(&at_later_boots(REBOOTS_ITSELF)),
+        Some(Sabotage::NoMemoryCgroup) => after(NO_MEMORY_CGROUP),
         Some(Sabotage::ReadOnlyRoot) => after(&at_later_boots(READ_ONLY_ROOT)),
         // These faults are planted on the host.
         None
@@ -127,6 +131,17 @@ mkdir -p /etc/systemd/system/iot-agent.service.d /var/lib/sabotage
 cat /proc/sys/kernel/random/boot_id > /var/lib/sabotage/boot_id
 printf '[Service]\\nProtectKernelTunables=no\\nBindReadOnlyPaths=/var/lib/sabotage/boot_id:/proc/sys/kernel/random/boot_id\\n' \
 > /etc/systemd/system/iot-agent.service.d/sabotage.conf
+sync";
+
+/// With this script, the slice of the agent's user passes no memory controller on. For podman's containers, this is as
+/// if the kernel had none, and it needs no boot.
+const NO_MEMORY_CGROUP: &str = "\
+uid=$(id -u iot-agent)
+mkdir -p /etc/systemd/system/user-$uid.slice.d
+printf '[Slice]\\nDisableControllers=memory\\n' > /etc/systemd/system/user-$uid.slice.d/sabotage.conf
+systemctl daemon-reload
+systemctl stop user@$uid.service user-$uid.slice
+systemctl start user@$uid.service
 sync";
 
 const LOSES_STATE: &str = "\

@@ -6,8 +6,8 @@
 use serde_json::json;
 
 use super::proxies::Proxies;
-use super::{GUEST_MAC, PAYLOAD_DEVICE, sabotage};
-use crate::cli::Sabotage;
+use super::{PAYLOAD_DEVICE, durability, sabotage};
+use crate::cli::{DurabilityFault, Sabotage};
 
 /// The volume label of the seed (cloud-init, NoCloud).
 pub const SEED_LABEL: &str = "CIDATA";
@@ -73,6 +73,8 @@ pub struct Seed<'a> {
     pub payload: PayloadTime,
     /// The proxies of this host.
     pub proxies: &'a Proxies,
+    /// The MAC address of the network card.
+    pub mac: &'a str,
 }
 
 /// The time at which the guest gets a payload to install.
@@ -93,7 +95,7 @@ impl Seed<'_> {
         [
             ("user-data", format!("#cloud-config\n{:#}\n", self.user_data())),
             ("meta-data", format!("{:#}\n", json!({ "instance-id": self.instance_id }))),
-            ("network-config", format!("{:#}\n", network_config())),
+            ("network-config", format!("{:#}\n", network_config(self.mac))),
         ]
     }
 
@@ -157,10 +159,10 @@ impl Seed<'_> {
 
 /// Returns the network configuration: DHCP on the only network card. The card is matched by its address, because
 /// cloud-init 22.4 supports a match by name only with netplan.
-fn network_config() -> serde_json::Value {
+fn network_config(mac: &str) -> serde_json::Value {
     json!({
         "version": 2,
-        "ethernets": { "nic0": { "match": { "macaddress": GUEST_MAC }, "dhcp4": true } },
+        "ethernets": { "nic0": { "match": { "macaddress": mac }, "dhcp4": true } },
     })
 }
 
@@ -220,13 +222,15 @@ fn mount_and_provision(device: &str) -> String {
 
 /// Returns the script on the payload. The script runs the agent's own installer in the guest and prints the outcome on
 /// the console. For a machine without the agent, the script instead adds the lines `apt_sources` to apt's sources. The
-/// script installs the keys of the run in both cases.
+/// script installs the keys of the run in both cases. At most one of the two faults may be given.
 pub fn provision_script(
     sabotage: Option<Sabotage>,
+    durability: Option<DurabilityFault>,
     restored: Option<Restored<'_>>,
     apt_sources: Option<&[String]>,
 ) -> String {
     let (before, planted) = sabotage::scripts(sabotage);
+    let before = durability.map_or(before, durability::script);
     // A restored machine gets the keys of this run even if the installation fails, so that a user can still log in.
     let keys = restored.map_or_else(|| "true".to_owned(), |restored| restored.keys());
     let began = if restored.is_some() { "\nread -r began _ < /proc/uptime" } else { "" };
@@ -325,6 +329,7 @@ mod tests {
             sabotage,
             payload: PayloadTime::AtFirstBoot,
             proxies: Box::leak(Box::default()),
+            mac: crate::machine::GUEST_MAC,
         }
     }
 
@@ -333,9 +338,12 @@ mod tests {
         for (name, content) in seed(None).files() {
             crate::golden::compare(&format!("seed-{name}"), content);
         }
-        crate::golden::compare("seed-provision.sh", provision_script(None, None, None));
+        crate::golden::compare("seed-provision.sh", provision_script(None, None, None, None));
         let restored = Restored { login_user: "ubuntu", now: 1_800_000_000 };
-        crate::golden::compare("seed-provision-restored.sh", provision_script(None, Some(restored), None));
+        crate::golden::compare(
+            "seed-provision-restored.sh",
+            provision_script(None, None, Some(restored), None),
+        );
         let awaited = Seed { payload: PayloadTime::Awaited, ..seed(None) };
         let [(_, user_data), ..] = awaited.files();
         crate::golden::compare("seed-user-data-awaited", user_data);
@@ -343,7 +351,7 @@ mod tests {
         let [(_, user_data), ..] = Seed { proxies: &proxies, ..seed(None) }.files();
         crate::golden::compare("seed-user-data-proxies", user_data);
         let sources = ["deb http://mirror/debian it's main".to_owned()];
-        crate::golden::compare("seed-provision-bare.sh", provision_script(None, None, Some(&sources)));
+        crate::golden::compare("seed-provision-bare.sh", provision_script(None, None, None, Some(&sources)));
         assert!(!await_payload().contains("${"), "systemd-run would expand it");
         assert!(SAY.contains(MARKER_PORT) && ROOT_SERVICE[1].1.contains(ROOT_PORT));
     }
@@ -353,14 +361,16 @@ mod tests {
         let user_data = |sabotage| seed(sabotage).files()[0].1.clone();
         assert!(!user_data(None).contains("sysrq"));
         assert!(user_data(Some(Sabotage::KernelPanic)).contains("sysrq"));
-        assert!(!provision_script(None, None, None).contains("systemctl disable"));
-        assert!(provision_script(Some(Sabotage::UnitNotEnabled), None, None).contains("systemctl disable"));
-        assert!(provision_script(Some(Sabotage::StaleBootId), None, None).contains("sabotage/boot_id"));
+        assert!(!provision_script(None, None, None, None).contains("systemctl disable"));
+        assert!(
+            provision_script(Some(Sabotage::UnitNotEnabled), None, None, None).contains("systemctl disable")
+        );
+        assert!(provision_script(Some(Sabotage::StaleBootId), None, None, None).contains("sabotage/boot_id"));
         let faults = [Sabotage::LosesState, Sabotage::WaitsForBus, Sabotage::IgnoresDeletes];
         for (fault, words) in
             faults.into_iter().zip(["rm -f /var/lib/iot-agent/state", "/dev/tcp/", "ignore_deletes.py"])
         {
-            assert!(provision_script(Some(fault), None, None).contains(words), "{fault:?}");
+            assert!(provision_script(Some(fault), None, None, None).contains(words), "{fault:?}");
         }
     }
 }

@@ -11,7 +11,7 @@ use std::thread;
 
 use crate::arch::VmArchitecture;
 use crate::cache::Cache;
-use crate::cli::MachineArgs;
+use crate::cli::{MachineArgs, PlaceArgs};
 use crate::error::Failure;
 use crate::host::facts::{Facts, Guest};
 use crate::host::local::LocalHost;
@@ -25,6 +25,9 @@ pub struct PreflightRequest<'a> {
     pub architectures: &'a [VmArchitecture],
     /// The machine of the guest, with its image.
     pub machine: &'a MachineArgs,
+    /// The libvirt that runs the guest. With `--connect`, the emulator and the firmware are those of that libvirt's
+    /// host, and this host needs none.
+    pub place: &'a PlaceArgs,
     /// True if the programs of the test suite are needed too.
     pub for_ci: bool,
 }
@@ -55,8 +58,12 @@ impl Preflight {
         let facts = thread::scope(|scope| {
             let gather = |(arch, guest)| {
                 let host = host.clone();
-                let for_ci = asked.for_ci;
-                scope.spawn(move || Facts { for_ci, ..Facts::gather(workspace, host, arch, guest) })
+                let (for_ci, is_on_daemon) = (asked.for_ci, asked.place.connect.is_some());
+                scope.spawn(move || Facts {
+                    for_ci,
+                    is_on_daemon,
+                    ..Facts::gather(workspace, host, arch, guest)
+                })
             };
             let probes: Vec<_> = guests.into_iter().map(gather).collect();
             probes.into_iter().map(|probe| probe.join().expect("a probe does not panic")).collect()

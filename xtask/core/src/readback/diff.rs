@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::arch::Accelerator;
-use crate::machine::{Disk, FORWARDED_PORTS};
+use crate::machine::Disk;
 use crate::preflight::findings::Finding;
 
 use super::observed::{CacheMode, Flash, ImageInfo, Layer, Observed};
@@ -14,9 +14,9 @@ const NOT_AS_TOLD: &str = "this QEMU or libvirt does not do what the domain's XM
                            versions of them; a smoke on this machine would prove nothing";
 
 /// The findings about one domain.
-struct Findings<'a> {
-    expected: &'a ExpectedMachine,
-    found: Vec<Finding>,
+pub(super) struct Findings<'a> {
+    pub(super) expected: &'a ExpectedMachine,
+    pub(super) found: Vec<Finding>,
 }
 
 /// Returns a finding for every difference between the requested domain and QEMU's machine.
@@ -60,17 +60,23 @@ pub fn refused(expected: &ExpectedMachine, error: &str) -> Finding {
     Finding::blocks(id, sentence(expected, what), error.trim(), remedy)
 }
 
-fn sentence(expected: &ExpectedMachine, what: &str) -> String {
+pub(super) fn sentence(expected: &ExpectedMachine, what: &str) -> String {
     format!("the {} machine: {what}", expected.architecture)
 }
 
 impl Findings<'_> {
-    fn add(&mut self, id: &'static str, what: impl AsRef<str>, seen: impl Into<String>, remedy: &str) {
+    pub(super) fn add(
+        &mut self,
+        id: &'static str,
+        what: impl AsRef<str>,
+        seen: impl Into<String>,
+        remedy: &str,
+    ) {
         self.found.push(Finding::blocks(id, sentence(self.expected, what.as_ref()), seen, remedy));
     }
 
     /// Adds a finding for a property that differs from the domain's XML.
-    fn wrong(&mut self, id: &'static str, what: impl AsRef<str>, seen: impl Into<String>) {
+    pub(super) fn wrong(&mut self, id: &'static str, what: impl AsRef<str>, seen: impl Into<String>) {
         self.add(id, what, seen, NOT_AS_TOLD);
     }
 
@@ -143,7 +149,7 @@ impl Findings<'_> {
             return self.wrong(ID, "it has no flash for its firmware", "query-block");
         };
         self.check_size("the firmware's code", wanted.code_bytes, seen);
-        if !seen.layer.is_of(&wanted.code) && seen.bytes == wanted.code_bytes {
+        if !seen.layer.is_of(&wanted.code) && wanted.code_bytes.is_none_or(|bytes| seen.bytes == bytes) {
             self.wrong(ID, format!("its firmware is not {}", wanted.code.display()), in_flash(seen));
         }
         if !seen.layer.ro {
@@ -158,10 +164,7 @@ impl Findings<'_> {
         };
         self.check_size("the firmware's variables", wanted.vars_bytes, seen);
         if seen.layer.is_of(&wanted.template) {
-            let template = wanted.template.display();
-            let what = format!("its variables are the template {template} instead of a copy");
-            let remedy = "each machine must have its own copy, or its changes would affect all others";
-            self.add(ID, what, in_flash(seen), remedy);
+            self.add_template(wanted, in_flash(seen));
         } else if !seen.layer.is_of(&wanted.nvram) {
             let what = format!("its variables are not in {}", wanted.nvram.display());
             self.wrong(ID, what, in_flash(seen));
@@ -170,8 +173,16 @@ impl Findings<'_> {
         }
     }
 
-    fn check_size(&mut self, what: &str, wanted: u64, seen: &Flash) {
-        if seen.bytes != wanted {
+    /// Adds the finding for a machine that uses the template of the firmware's variables.
+    pub(super) fn add_template(&mut self, wanted: &ExpectedFlash, seen: String) {
+        let template = wanted.template.display();
+        let what = format!("its variables are the template {template} instead of a copy");
+        let remedy = "each machine must have its own copy, or its changes would affect all others";
+        self.add("rehearsal-nvram", what, seen, remedy);
+    }
+
+    fn check_size(&mut self, what: &str, wanted: Option<u64>, seen: &Flash) {
+        if let Some(wanted) = wanted.filter(|wanted| seen.bytes != *wanted) {
             let what = format!("the flash for {what} has {} bytes, expected {wanted}", seen.bytes);
             let remedy = "the firmware's entry point would be elsewhere and the guest would print nothing: reinstall the \
                           firmware's package, and check what else names a firmware file";
@@ -208,16 +219,21 @@ impl Findings<'_> {
             return;
         }
         let lies_on = found.image.as_ref().map(ImageInfo::backing).unwrap_or_default();
+        self.check_chain(disk, &lies_on, format!("query-block: {lies_on:?}"));
+        self.check_layers_below(disk, seen);
+        self.check_cache(disk, seen, found);
+    }
+
+    /// Checks the backing files of a disk, from top to bottom, if the requested ones are known.
+    pub(super) fn check_chain(&mut self, disk: &Disk, lies_on: &[&str], seen: String) {
         let wanted: Vec<_> = disk.backing.iter().map(|path| path.to_string_lossy()).collect();
         if !wanted.is_empty() && lies_on != wanted {
-            let (files, wanted) = (lies_on.join(", "), wanted.join(", "));
+            let (path, files, wanted) = (disk.path.display(), lies_on.join(", "), wanted.join(", "));
             let what = format!("its disk {path} has the backing files {files}, expected {wanted}");
             let remedy = "the guest would skip a layer of its disk and silently corrupt its file system: the domain's XML must \
                           give no <backingStore> for this disk other than what its own headers say";
-            self.add("rehearsal-disk-chain", what, format!("query-block: {lies_on:?}"), remedy);
+            self.add("rehearsal-disk-chain", what, seen, remedy);
         }
-        self.check_layers_below(disk, seen);
-        self.check_cache(disk, seen, found);
     }
 
     /// Checks the cache mode of both nodes of a disk, the node of the format and the node of the file. If one of them
@@ -228,11 +244,16 @@ impl Findings<'_> {
         let CacheMode { direct, no_flush } = layer.cache;
         let how =
             if no_flush { "ignores the guest's flushes" } else { "goes through this host's page cache" };
-        let what = format!("its disk {how}, so a power cut on it proves nothing");
         let path = disk.path.display();
         let evidence = format!("query-named-block-nodes: {path}: direct {direct}, no-flush {no_flush}");
+        self.add_cache(how, evidence);
+    }
+
+    /// Adds the finding for a disk that could lose data that the guest has flushed.
+    pub(super) fn add_cache(&mut self, how: &str, seen: String) {
+        let what = format!("its disk {how}, so a power cut on it proves nothing");
         let remedy = "it must be opened with cache=none: find what changes the domain's disks on this host";
-        self.add("rehearsal-disk-cache", what, evidence, remedy);
+        self.add("rehearsal-disk-cache", what, seen, remedy);
     }
 
     /// Checks the table of QEMU's `info usernet`. It has a row for each forwarded port:
@@ -245,7 +266,7 @@ impl Findings<'_> {
             self.wrong(ID, "the guest's ports are open to other hosts", row.trim());
         }
         let leads_to = |port: &u16| rows.iter().any(|row| column(row, 5) == port.to_string());
-        if let Some(port) = FORWARDED_PORTS.iter().find(|port| !leads_to(port)) {
+        if let Some(port) = self.expected.forwarded_ports.iter().find(|port| !leads_to(port)) {
             let what = format!("no port of this host leads to the guest's port {port}");
             self.wrong(ID, what, "info usernet");
         }

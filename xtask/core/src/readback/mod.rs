@@ -1,8 +1,10 @@
 //! Compares the machine that QEMU has made with the requested one: the expected machine ([`ExpectedMachine`]), the
 //! machine that QEMU reports ([`observed`]), and the differences ([`diff`]). The rehearsal and each boot of a smoke
-//! make this comparison. `xtask-vm` starts the domain paused, and sends the queries to QEMU.
+//! make this comparison. `xtask-vm` starts the domain paused, and sends the queries to QEMU. For a libvirt that passes
+//! no queries to QEMU, [`live`] compares the domain's live XML instead.
 
 pub mod diff;
+pub mod live;
 pub mod observed;
 #[cfg(test)]
 mod tests;
@@ -13,7 +15,8 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::arch::{Accelerator, VmArchitecture};
-use crate::machine::{Disk, DomainXmlParams, VmSpec};
+use crate::cli::Network;
+use crate::machine::{DaemonDomain, Disk, DomainXmlParams, FORWARDED_PORTS, SSH_PORT, VmSpec};
 
 /// The machine that QEMU should make of a domain. It is derived from the parameters of the domain's XML.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -33,6 +36,13 @@ pub struct ExpectedMachine {
     pub flash: Option<ExpectedFlash>,
     /// The disks in the order in which the guest sees them.
     pub disks: Vec<Disk>,
+    /// The ports of the guest that QEMU forwards from the loopback of its host.
+    #[serde(default = "forwarded_ports")]
+    pub forwarded_ports: Vec<u16>,
+}
+
+fn forwarded_ports() -> Vec<u16> {
+    FORWARDED_PORTS.to_vec()
 }
 
 /// The expected flash devices: one with the firmware's code, and one with the domain's variables.
@@ -40,14 +50,14 @@ pub struct ExpectedMachine {
 pub struct ExpectedFlash {
     /// The file with the firmware's code. All domains share it, so it must be read-only.
     pub code: PathBuf,
-    /// The required size of the code's flash in bytes.
-    pub code_bytes: u64,
+    /// The required size of the code's flash in bytes; `None` if it is not known.
+    pub code_bytes: Option<u64>,
     /// The file with this domain's variables, which must be writable.
     pub nvram: PathBuf,
     /// The template of the variables, which the domain must not use.
     pub template: PathBuf,
-    /// The required size of the variables' flash in bytes.
-    pub vars_bytes: u64,
+    /// The required size of the variables' flash in bytes; `None` if it is not known.
+    pub vars_bytes: Option<u64>,
 }
 
 impl ExpectedMachine {
@@ -68,15 +78,16 @@ impl ExpectedMachine {
         let flash = params.firmware.as_ref().map(|pair| -> Result<_> {
             Ok(ExpectedFlash {
                 code: pair.code.clone(),
-                code_bytes: size(&pair.code)?,
+                code_bytes: Some(size(&pair.code)?),
                 nvram: params.files.nvram.clone(),
                 template: pair.vars_template.clone(),
-                vars_bytes: size(&pair.vars_template)?,
+                vars_bytes: Some(size(&pair.vars_template)?),
             })
         });
         // Under emulation, QEMU runs all processors on one thread if the guest relies on a stronger memory order than
         // the host has (QEMU, docs/devel/multi-thread-tcg.rst).
-        let host_is_strong = VmArchitecture::of_host().is_some_and(|host| host.profile().strong_memory_order);
+        let host = params.daemon.as_ref().map_or_else(VmArchitecture::of_host, |daemon| daemon.host);
+        let host_is_strong = host.is_some_and(|host| host.profile().strong_memory_order);
         Ok(Self {
             architecture,
             accelerator: params.accelerator,
@@ -87,7 +98,21 @@ impl ExpectedMachine {
             memory_bytes: memory_mib << 20,
             flash: flash.transpose()?,
             disks: params.disks().to_vec(),
+            forwarded_ports: match &params.daemon {
+                None => forwarded_ports(),
+                Some(DaemonDomain { network: Network::User, .. }) => vec![SSH_PORT],
+                Some(_) => Vec::new(),
+            },
         })
+    }
+}
+
+impl ExpectedFlash {
+    /// Returns the flash of a daemon's domain. libvirt has selected the firmware, and its XML of the running domain
+    /// names the files.
+    pub fn selected(architecture: VmArchitecture, code: PathBuf, template: PathBuf, nvram: PathBuf) -> Self {
+        let bytes = architecture.profile().flash_bytes;
+        Self { code, code_bytes: bytes, nvram, template, vars_bytes: bytes }
     }
 }
 

@@ -41,6 +41,7 @@ fn params(arch: VmArchitecture) -> DomainXmlParams {
         emulator: Path::new("/usr/bin").join(arch.profile().emulator),
         firmware: Some(firmware),
         files,
+        daemon: None,
     }
 }
 

@@ -103,6 +103,9 @@ pub struct Report {
     pub phases: Vec<PhaseReport>,
     pub evidence: Evidence,
     pub failure: Option<FailureReport>,
+    /// The judgement of crash states; `None` for a smoke.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub torture: Option<TortureReport>,
     /// The boots and the faults, in order.
     #[serde(default)]
     pub events: Vec<EventReport>,
@@ -152,7 +155,9 @@ impl Report {
         self.verdict = verdict;
         self.exit_code = verdict.exit_code();
         self.seconds = round(seconds);
-        for phase in Phase::all() {
+        let phases: Vec<_> =
+            if self.torture.is_some() { Phase::of_torture().collect() } else { Phase::of_smoke().collect() };
+        for phase in phases {
             if !self.phases.iter().any(|done| done.name == phase) {
                 self.phases.push(PhaseReport {
                     name: phase,
@@ -215,6 +220,9 @@ impl Report {
         if let Some(accelerator) = self.host.accelerator {
             line.push_str(&format!(", {accelerator}"));
         }
+        if let Some(daemon) = &self.host.daemon {
+            line.push_str(&format!(", on {} ({})", daemon.uri, daemon.network));
+        }
         if self.snapshot.is_some() {
             line.push_str(", warm");
         }
@@ -230,6 +238,7 @@ impl Report {
         if let Some(disturbance) = &self.disturbance {
             line.push_str(&format!(", disturbed: {disturbance}"));
         }
+        line.extend(self.torture.as_ref().map(TortureReport::remark));
         line.push_str(&format!(", in {}", human_seconds(self.seconds)));
         line
     }
@@ -247,6 +256,18 @@ impl AgentReport {
         let warned = self.inspect_warnings.len();
         let warned = (warned > 0).then(|| format!(", {warned} warning(s) of inspect"));
         [given, profile, rustflags, warned].into_iter().flatten()
+    }
+}
+
+impl TortureReport {
+    /// Returns the remark about the crash states in the verdict line.
+    fn remark(&self) -> String {
+        let Self { states, seed, failed, boots, .. } = self;
+        let converged = boots.iter().filter(|boot| boot.converged).count();
+        format!(
+            ", {failed} of {states} crash states (seed {seed}) lost something, {converged} of {} booted ones converged",
+            boots.len()
+        )
     }
 }
 

@@ -25,6 +25,23 @@ pub struct HostReport {
     /// packages, the internet. False if this host's kernel cannot confine QEMU. `None` if no machine was made.
     #[serde(default)]
     pub guest_confined: Option<bool>,
+    /// The libvirt daemon on which the guest ran; `None` for the embedded driver, which is on this host.
+    #[serde(default)]
+    pub daemon: Option<DaemonReport>,
+}
+
+/// The libvirt daemon on which a guest ran. QEMU and the accelerator of the report are those of its host.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DaemonReport {
+    /// The URI of `--connect`.
+    pub uri: String,
+    /// The guest's network: `user` or `nat:NAME`.
+    pub network: String,
+    /// The storage pool.
+    pub pool: String,
+    /// The name of the daemon's host.
+    pub host: Option<String>,
+    pub cpus: Option<u32>,
 }
 
 /// The emulated machine that was tested.
@@ -68,7 +85,8 @@ pub struct ImageReport {
 pub struct FirmwareReport {
     pub code: PathBuf,
     pub vars_template: PathBuf,
-    pub code_sha256: String,
+    /// `None` for the firmware of another host, whose file cannot be read here.
+    pub code_sha256: Option<String>,
 }
 
 /// The snapshot from which the machine was restored.
@@ -138,6 +156,56 @@ pub struct PhaseReport {
     pub console_offset: Option<u64>,
 }
 
+/// The result of `torture`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct TortureReport {
+    /// The seed of the states. Together with the log of the writes, it determines each state.
+    pub seed: u64,
+    /// The number of states that were judged.
+    pub states: u64,
+    /// The number of states that were judged in a minute, without the checks by e2fsck.
+    pub states_per_minute: f64,
+    /// The number of entries in the log: writes, flushes and discards. Below, the number of entries that flush, and the
+    /// bytes of all writes.
+    pub log_entries: u64,
+    pub log_flushes: u64,
+    pub log_bytes: u64,
+    /// The number of acknowledgements, each of which has a position in the log.
+    pub acknowledgements: u64,
+    /// The number of states whose file systems e2fsck has checked.
+    pub checked: u64,
+    /// The number of states that lose something.
+    pub failed: u64,
+    /// The first of these states, at most one for each kind of loss.
+    pub failures: Vec<CrashStateReport>,
+    pub boots: Vec<CrashBootReport>,
+}
+
+/// A crash state that loses something.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CrashStateReport {
+    /// The number of the state. Together with the seed and the log, it determines the state.
+    pub number: u64,
+    /// The number of entries of the log before the power cut.
+    pub point: u64,
+    /// A sentence for each loss.
+    pub losses: Vec<String>,
+    /// A sentence for each missing write of the smallest state that still fails.
+    pub missing: Vec<String>,
+    /// The command that judges and boots the state again.
+    pub command: String,
+}
+
+/// A crash state that was booted.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CrashBootReport {
+    pub number: u64,
+    /// False if the device did not converge to the desired state.
+    pub converged: bool,
+    /// What was proven, or the error.
+    pub detail: String,
+}
+
 /// A boot, a fault that the smoke caused, or the end of a fault.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EventReport {
@@ -175,7 +243,7 @@ pub struct StatusReport {
     pub deployments: Vec<String>,
 }
 
-/// The phases of a smoke, in order.
+/// The phases of a smoke and of `torture`, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
@@ -191,12 +259,27 @@ pub enum Phase {
     #[value(name = "power cut")]
     PowerCut,
     Rejoin,
+    /// The script of `torture`, while the writes of the disk are recorded.
+    Record,
+    /// The judgement of crash states, without a boot.
+    Judge,
+    /// The boots of crash states.
+    Boots,
     Teardown,
 }
 
 impl Phase {
-    pub fn all() -> impl Iterator<Item = Self> {
-        Self::value_variants().iter().copied()
+    /// Returns the phases of a smoke.
+    pub fn of_smoke() -> impl Iterator<Item = Self> {
+        let is_of_torture = |phase: &Self| matches!(phase, Self::Record | Self::Judge | Self::Boots);
+        Self::value_variants().iter().copied().filter(move |phase| !is_of_torture(phase))
+    }
+
+    /// Returns the phases of `torture`.
+    pub fn of_torture() -> impl Iterator<Item = Self> {
+        let is_of_smoke =
+            |phase: &Self| matches!(phase, Self::Ping | Self::Workload | Self::PowerCut | Self::Rejoin);
+        Self::value_variants().iter().copied().filter(move |phase| !is_of_smoke(phase))
     }
 
     /// Returns the name of the phase on the screen.

@@ -45,6 +45,18 @@ pub struct InstanceRecord {
     pub ssh_port: Option<u16>,
     /// The log of the serial console.
     pub console: PathBuf,
+    /// The libvirt daemon that runs the machine; `None` for the embedded driver.
+    #[serde(default)]
+    pub daemon: Option<DaemonRecord>,
+}
+
+/// The libvirt daemon that runs a machine.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DaemonRecord {
+    /// The URI of `--connect`.
+    pub uri: String,
+    /// The way to the guest's sshd. It is set at each start, and `None` while the machine is off.
+    pub route: Option<Route>,
 }
 
 /// An instance and its directory.
@@ -72,6 +84,10 @@ impl Instance {
     /// Returns a failure of the host if the instance has no QEMU.
     pub fn ssh(&self) -> Result<Vec<OsString>> {
         let name = &self.machine.name;
+        if let Some(daemon) = &self.machine.daemon {
+            let route = daemon.route.as_ref().ok_or_else(|| self.off(&format!("enter {name}")))?;
+            return Ok(ssh_arguments_by(&self.work(), &self.machine.login_user, route));
+        }
         match self.machine.ssh_port.filter(|_| self.has_processes()) {
             Some(port) => Ok(ssh_arguments(&self.work(), &self.machine.login_user, port)),
             None => Err(self.off(&format!("enter {name}")).into()),
@@ -204,12 +220,15 @@ pub fn keep(
 }
 
 /// Ends the processes of an instance, deletes its directory, and returns the number of processes that were ended.
+/// `first` removes what the instance has elsewhere. If it fails, nothing is deleted, because the directory is the record
+/// of all that.
 ///
 /// # Errors
 /// Returns an error if another command holds the lock of the instance, if a process cannot be ended, or if a file
-/// cannot be deleted.
-pub fn remove(kept: &Instance) -> Result<usize> {
+/// cannot be deleted, or the error of `first`.
+pub fn remove(kept: &Instance, first: impl FnOnce() -> Result<()>) -> Result<usize> {
     let _lock = kept.lock()?;
+    first()?;
     // No other command may read the directories while one of them is deleted.
     let _guard = kept.directory.parent().map(|runs| lock(&runs.join(GUARD), || Ok(()))).transpose()?;
     let processes = end_processes(&kept.work())?;
@@ -217,10 +236,28 @@ pub fn remove(kept: &Instance) -> Result<usize> {
     Ok(processes)
 }
 
-/// Returns the arguments with which ssh enters the guest behind `port`, with the keys in the directory `keys`.
+/// The way from this host to the sshd of a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// The address of the guest, or of the host that forwards a port to the guest.
+    pub address: String,
+    pub port: u16,
+    /// ssh's option `ProxyCommand` for the way to another host; `None` for this host.
+    pub proxy_command: Option<String>,
+}
+
+/// Returns the arguments with which ssh enters the guest behind `port` of this host's loopback, with the keys in the
+/// directory `keys`.
 pub fn ssh_arguments(keys: &Path, login_user: &str, port: u16) -> Vec<OsString> {
+    let route = Route { address: "127.0.0.1".to_owned(), port, proxy_command: None };
+    ssh_arguments_by(keys, login_user, &route)
+}
+
+/// Returns the arguments with which ssh enters a guest by `route`, with the keys in the directory `keys`.
+pub fn ssh_arguments_by(keys: &Path, login_user: &str, route: &Route) -> Vec<OsString> {
     let option = |name: &str, value: &Path| OsString::from(format!("-o{name}={}", value.display()));
-    vec![
+    let proxy = route.proxy_command.as_ref().map(|command| format!("-oProxyCommand={command}").into());
+    let mut arguments = vec![
         "-F/dev/null".into(),
         "-oBatchMode=yes".into(),
         "-oStrictHostKeyChecking=yes".into(),
@@ -230,9 +267,11 @@ pub fn ssh_arguments(keys: &Path, login_user: &str, port: u16) -> Vec<OsString> 
         format!("-oConnectTimeout={}", limits::SSH_CONNECT.as_secs()).into(),
         option("UserKnownHostsFile", &keys.join("known_hosts")),
         option("IdentityFile", &keys.join("user_key")),
-        format!("-p{port}").into(),
-        format!("{login_user}@127.0.0.1").into(),
-    ]
+        format!("-p{}", route.port).into(),
+    ];
+    arguments.extend(proxy);
+    arguments.push(format!("{login_user}@{}", route.address).into());
+    arguments
 }
 
 /// Returns the line of known_hosts for a guest with this host key.
@@ -258,6 +297,7 @@ mod tests {
             login_user: "debian".to_owned(),
             ssh_port: Some(40022),
             console: directory.join("console.log"),
+            daemon: None,
         };
         let instance = Instance { machine, directory };
         instance.save().unwrap();
@@ -310,6 +350,8 @@ mod tests {
         let held = instance.lock().unwrap();
         assert!(instance.lock().is_err());
         drop(held);
+        assert!(remove(&instance, || anyhow::bail!("no answer")).is_err());
+        assert!(instance.work().exists(), "nothing is deleted");
         std::fs::write(instance.directory.join(HOST), "another-boot another-host\n").unwrap();
         assert!(instance.lock().unwrap_err().to_string().contains("another-host"));
     }

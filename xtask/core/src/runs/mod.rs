@@ -11,6 +11,7 @@
 //! runs/<id>/w/             the files that are deleted: disks, NVRAM, keys, the broker's store
 //! runs/<id>/w/processes    the record of the run's processes, which a collection ends
 //! runs/<id>/w/v/           libvirt's embedded root
+//! runs/.id                 a random id, which the records of ownership on libvirt daemons name
 //! ```
 
 use std::ffi::OsString;
@@ -30,6 +31,8 @@ use crate::processes::end_processes;
 
 mod collect;
 pub mod instance;
+pub mod listing;
+pub mod owner;
 
 pub(crate) use collect::KEPT;
 pub use collect::{Collected, HOST, has_form_of_id, other_host, record_host};

@@ -9,7 +9,7 @@ use anyhow::{Context, Error, Result, bail};
 use xtask_core::bail_host;
 use xtask_core::error::{Failure, Kind, host_fault, shortage};
 use xtask_core::fs::write_private;
-use xtask_core::snapshot::{BAD, DISK, FILES, Ingredients, SEED};
+use xtask_core::snapshot::{BAD, DISK, Ingredients, SEED};
 
 use super::{Snapshot, digest};
 
@@ -72,7 +72,7 @@ impl Snapshot {
     /// Starts hashing the snapshot's files in parallel with the run. The verdict waits for the result.
     pub fn verify(&self) -> Verification {
         let image = self.manifest.ingredients.image_path.clone();
-        let paths = FILES.iter().map(|name| self.file(name)).chain([image]);
+        let paths = self.manifest.files.keys().map(|name| self.file(name)).chain([image]);
         let before = paths.map(|path| (path.clone(), InodeStamp::of(&path))).collect();
         let kept = self.clone();
         let hashed = std::thread::spawn(move || {

@@ -21,7 +21,7 @@ use fs_err as fs;
 use xtask_core::cache::Cache;
 use xtask_core::digest::{Algorithm, Digest};
 use xtask_core::fs::{directories, is_own, lock_holder, make_private_dir, mark, remove_tree, write_private};
-use xtask_core::snapshot::{BAD, FILES, Ingredients, MANIFEST, SavedFile, SnapshotManifest};
+use xtask_core::snapshot::{BAD, Ingredients, MANIFEST, SavedFile, SnapshotManifest};
 use xtask_core::{bail_host, runs};
 
 pub use check::Verification;
@@ -107,24 +107,29 @@ pub fn find(cache: &Cache, key: &str, wanted: &Ingredients, ui: &Ui) -> Result<O
     Ok(usable)
 }
 
-/// Makes the files in `made` a snapshot under this key. The caller holds the key's lock.
-pub fn keep(cache: &Cache, key: &str, made: &Path, mut manifest: SnapshotManifest) -> Result<Snapshot> {
+/// Makes the files of these names in `made` a snapshot under this key. The caller holds the key's lock.
+pub fn keep(
+    cache: &Cache,
+    key: &str,
+    (made, names): (&Path, &[&str]),
+    mut manifest: SnapshotManifest,
+) -> Result<Snapshot> {
     // Delete all other files: those of the seed, an empty disk, and any that a later version of this program may
     // leave.
     for entry in fs::read_dir(made)? {
         let path = entry?.path();
-        if !FILES.iter().any(|name| path.ends_with(name)) {
+        if !names.iter().any(|name| path.ends_with(name)) {
             if path.is_dir() { fs::remove_dir_all(&path)? } else { fs::remove_file(&path)? }
         }
     }
     let mut files = BTreeMap::new();
-    for name in FILES {
+    for name in names {
         let path = made.join(name);
         let file = fs::File::open(&path)?;
         file.sync_all()?;
         file.set_permissions(Permissions::from_mode(0o400))?;
         let bytes = file.metadata()?.len();
-        files.insert(name.to_owned(), SavedFile { digest: digest(&path)?, bytes });
+        files.insert((*name).to_owned(), SavedFile { digest: digest(&path)?, bytes });
     }
     manifest.files = files;
     mark(made)?;

@@ -2,7 +2,7 @@
 
 use xtask_core::error::{Failure, Kind};
 use xtask_core::limits;
-use xtask_core::snapshot::{DISK, FORMAT, SEED};
+use xtask_core::snapshot::{DISK, FILES, FORMAT, SEED};
 
 use super::*;
 
@@ -41,7 +41,7 @@ fn made(cache: &Cache, key: &str, run: &str) -> Snapshot {
         made_by: run.to_owned(),
         files: BTreeMap::new(),
     };
-    keep(cache, key, &beside, snapshot).unwrap()
+    keep(cache, key, (&beside, &FILES), snapshot).unwrap()
 }
 
 #[test]

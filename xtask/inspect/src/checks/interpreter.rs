@@ -5,6 +5,10 @@ use crate::finding::Finding;
 use crate::inventory::normalised;
 use crate::{Offers, Target};
 
+/// The remedy for a package of a distribution with musl, if the target's files are those of another distribution.
+pub(super) const NAME_MUSL: &str =
+    "unpack the root file system of the package's own distribution, and name the directory with --sysroot";
+
 pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Finding>) {
     let asked = match elf.interpreter() {
         Err(why) => {
@@ -36,12 +40,16 @@ pub(super) fn check(elf: &Elf<'_>, target: &Target<'_>, findings: &mut Vec<Findi
         findings.push(Finding::informs("interpreter", found).offers("it is there"));
         return;
     }
-    let remedy = if asked.contains("musl") {
+    let is_missing_distribution = target.lacks_musl && asked.contains("musl");
+    let remedy = if is_missing_distribution {
+        NAME_MUSL.to_owned()
+    } else if asked.contains("musl") {
         "link it statically (musl's default for Rust), or build it for the -gnu target".to_owned()
     } else {
         format!("link it with the target's own toolchain, or with -Wl,--dynamic-linker={}", target.loader)
     };
-    findings.push(Finding::refused("interpreter", &found, &offers, &remedy));
+    let certain = !is_missing_distribution;
+    findings.push(Finding::refused_if(certain, "interpreter", &found, &offers, &remedy));
 }
 
 /// Returns whether the target's files have a loader for this machine at any path.

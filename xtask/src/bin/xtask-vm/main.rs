@@ -1,13 +1,16 @@
 //! The binary `xtask-vm`: every task that links libvirt or opens a socket. It parses the same command line as `xtask`,
 //! which has checked that this machine is ready. Read the modules in this order: [`smoke`] (the phases), [`libvirt`]
 //! (domains), [`guest`] (access to a guest from this host), [`vm`] (instances: machines that were kept), [`preflight`]
-//! (the rehearsal, and another libvirt), [`bench`]. Images and snapshots are in the crate `xtask-images`, the broker
-//! is in `xtask-fleet`, and child processes, Ctrl-C and the screen are in `xtask-jobs`.
+//! (the rehearsal, and the libvirt of `--connect`), [`several`] (several smokes of one call), [`bench`]. Images and
+//! snapshots are in the crate `xtask-images`, the broker is in `xtask-fleet`, and child processes, Ctrl-C and the
+//! screen are in `xtask-jobs`.
 
+mod background;
 mod bench;
 mod guest;
 mod libvirt;
 mod preflight;
+mod several;
 mod smoke;
 mod vm;
 
@@ -38,14 +41,25 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         // These commands need only the cache; `image bump` finds the workspace itself.
         Command::Heavy(HeavyCommand::Image(command)) => xtask_images::commands::run(command, cli.verbosity),
+        Command::Heavy(HeavyCommand::Smoke(args)) if args.is_several() => {
+            several::run(&Workspace::find()?, args, cli.verbosity)
+        }
         Command::Heavy(HeavyCommand::Smoke(args)) => smoke::run(&Workspace::find()?, args, cli.verbosity),
+        Command::Heavy(HeavyCommand::Torture(args)) => {
+            smoke::torture::run(&Workspace::find()?, args, cli.verbosity)
+        }
         Command::Heavy(HeavyCommand::Bench(args)) => bench::run(&Workspace::find()?, args, cli.verbosity),
-        Command::Preflight(args) if args.rehearse || args.connect.is_some() => {
+        Command::Preflight(args) if args.rehearse || args.place.connect.is_some() => {
             preflight::run(&Workspace::find()?, args, cli.verbosity)
         }
+        Command::Vm(VmCommand::Light(command)) => vm::on_daemon::run(command, cli.verbosity),
         Command::Vm(VmCommand::Heavy(command)) => match command {
             HeavyVmCommand::Up(args) => smoke::up(&Workspace::find()?, args, cli.verbosity),
             HeavyVmCommand::Start(args) => vm::power::start(args, cli.verbosity),
+            HeavyVmCommand::Supervise { qemu, ports, others } => {
+                libvirt::supervisor::run(*qemu, ports, *others)
+            }
+            HeavyVmCommand::KeepLog { log } => vm::log::run(log),
             HeavyVmCommand::Stop(args) => vm::power::stop(args, cli.verbosity),
             HeavyVmCommand::Console { machine, .. } => {
                 vm::console::console(machine.as_deref(), cli.verbosity)
@@ -55,8 +69,7 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
         | Command::Inspect(_)
         | Command::Report(_)
         | Command::Try(_)
-        | Command::Preflight(_)
-        | Command::Vm(VmCommand::Light(_)) => {
+        | Command::Preflight(_) => {
             Err(Failure::usage("xtask-vm does not run this task; run it as cargo xtask").into())
         }
     }

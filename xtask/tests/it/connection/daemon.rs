@@ -20,8 +20,11 @@ pub(crate) enum Network {
 const NETWORK: &str =
     "<network><name>default</name><forward mode='bridge'/><bridge name='virbr0'/></network>";
 
+/// The storage pool that preflight requires. `IMAGES` is replaced by a directory.
+const POOL: &str = "<pool type='dir'><name>default</name><target><path>IMAGES</path></target></pool>";
+
 /// libvirt's settings for an account that has no cgroups, mount namespaces or security driver, as in a container.
-const QEMU_CONF: &str =
+pub(crate) const QEMU_CONF: &str =
     "user = \"+0\"\ngroup = \"+0\"\nsecurity_driver = \"none\"\ncgroup_controllers = []\nnamespaces = []\n";
 
 pub(crate) struct Daemon {
@@ -34,7 +37,7 @@ impl Daemon {
     /// Starts a daemon whose read-write socket has the octal permissions `rw`.
     pub(crate) fn start(network: Network, rw: &str) -> Self {
         let directory = tempfile::Builder::new().prefix("iot-xtask-libvirt-").tempdir().unwrap();
-        write_house(directory.path(), network, rw);
+        write_files(directory.path(), network, rw);
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "unshare"]);
         if !root() {
@@ -112,7 +115,7 @@ impl Drop for Daemon {
     }
 }
 
-fn write_house(directory: &Path, network: Network, rw: &str) {
+fn write_files(directory: &Path, network: Network, rw: &str) {
     let networks = directory.join("etc/libvirt/qemu/networks");
     for made in [networks.join("autostart"), directory.join("run")] {
         std::fs::create_dir_all(made).unwrap();
@@ -124,6 +127,13 @@ fn write_house(directory: &Path, network: Network, rw: &str) {
         }
     }
     std::fs::write(directory.join("etc/libvirt/qemu.conf"), QEMU_CONF).unwrap();
+    let pools = directory.join("etc/libvirt/storage");
+    std::fs::create_dir_all(pools.join("autostart")).unwrap();
+    let images = directory.join("images");
+    std::fs::create_dir_all(&images).unwrap();
+    let pool = POOL.replace("IMAGES", images.to_str().unwrap());
+    std::fs::write(pools.join("default.xml"), pool).unwrap();
+    std::os::unix::fs::symlink("../default.xml", pools.join("autostart/default.xml")).unwrap();
     if network != Network::Absent {
         std::fs::write(networks.join("default.xml"), NETWORK).unwrap();
     }

@@ -106,6 +106,25 @@ fn a_directory_is_judged_file_by_file() {
 }
 
 #[test]
+fn a_damaged_archive_is_one_row_and_the_other_paths_are_judged() {
+    let (scratch, shipped) = (Scratch::new(), Shipped::new(""));
+    let sound = corpus().directory.join("sound-dynamic");
+    let (broken, image) = (shipped.path("broken.whl"), image(&shipped, &["/bin/program"], &[]));
+    std::fs::write(&broken, b"PK\x03\x04broken").unwrap();
+    let half = shipped.path("half.tar");
+    let bytes = std::fs::read(&image).unwrap();
+    std::fs::write(&half, &bytes[..bytes.len() / 2]).unwrap();
+    let output = inspect(&scratch, &[&broken, &sound, &half], &["--json"]);
+    assert_eq!(output.status.code(), Some(1), "{}", message(&output));
+    let (report, text) = (report(&output), message(&output));
+    assert_eq!(ids(&report, "broken.whl"), [pair("refused", "archive")]);
+    assert_eq!(ids(&report, "half.tar"), [pair("refused", "archive")]);
+    assert_eq!(ids(&report, "sound-dynamic"), []);
+    assert!(text.contains("archive: it cannot be read: "), "{text}");
+    assert!(text.contains("REFUSED: 3 files, 2 refused"), "{text}");
+}
+
+#[test]
 fn a_path_without_executables_is_an_error() {
     let (scratch, empty) = (Scratch::new(), tempfile::tempdir().unwrap());
     std::fs::write(empty.path().join("text"), "text").unwrap();
@@ -157,6 +176,12 @@ fn the_environment_of_an_image_adds_libraries() {
     for preload in ["LD_PRELOAD=/opt/libsmall.so", "LD_PRELOAD=libsmall.so"] {
         assert_eq!(judged(&["LD_LIBRARY_PATH=/opt", preload]), [pair("warned", "library")], "{preload}");
     }
+    // glibc's loader adds the libraries of this file to each program.
+    std::fs::create_dir(shipped.path("etc")).unwrap();
+    let file = shipped.path("etc/ld.so.preload");
+    std::fs::write(&file, "# a comment\n/opt/libsmall.so\n").unwrap();
+    assert_eq!(judged(&["LD_LIBRARY_PATH=/opt"]), [pair("warned", "library")]);
+    std::fs::remove_file(file).unwrap();
     // A static program has no loader.
     build(&shipped.path("bin"), "program", Tool::Arm, "-static", "int main(void) { return 0; }\n");
     assert_eq!(judged(&["LD_PRELOAD=/opt/libsmall.so"]), []);
@@ -184,6 +209,21 @@ fn a_container_that_cannot_start_is_refused() {
         assert_eq!(ids(&report(&output), ".tar"), [pair("refused", "container-command")]);
         assert!(message(&output).contains(words), "{}", message(&output));
     }
+}
+
+/// Packages of many languages bring prebuilt modules for all platforms, of which only one is loaded.
+#[test]
+fn a_file_for_another_platform_counts_only_if_something_may_start_it() {
+    let (scratch, shipped) = (Scratch::new(), Shipped::new(""));
+    let foreign = build(&shipped.path(""), "module.node", Tool::X86, "-shared -fPIC", "int module;\n");
+    let judged = |command: &[&str], end: &str| {
+        let output = inspect(&scratch, &[&image(&shipped, command, &[])], &["--json"]);
+        (output.status.code().unwrap(), ids(&report(&output), end))
+    };
+    assert_eq!(judged(&["/bin/program"], ".tar/module.node"), (0, vec![]));
+    assert_eq!(judged(&["/module.node"], ".tar/module.node"), (1, vec![pair("refused", "elf-machine")]));
+    std::fs::copy(&foreign, shipped.path("bin/tool")).unwrap();
+    assert_eq!(judged(&["/bin/program"], ".tar/bin/tool"), (0, vec![pair("warned", "elf-machine")]));
 }
 
 /// A program of a package finds the package's own libraries. Another package may have a library that this one lacks.

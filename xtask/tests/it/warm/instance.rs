@@ -1,12 +1,14 @@
 //! Tests an instance, a machine that is kept, from `vm up` to `vm rm`.
 
 use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use xtask_core::cache::Cache;
 use xtask_core::fs::mark;
+use xtask_core::host::network::may_supervise;
 use xtask_core::limits;
 
 use super::{Warm, turn};
@@ -39,11 +41,13 @@ fn an_instance_is_made_in_seconds_and_worked_in() {
     let output = String::from_utf8_lossy(&asked.stdout);
     assert!(output.starts_with("aarch64\ndeb http"), "{output}");
     looked_at(&warm);
+    reaches_other_hosts(&warm);
     ended_by_a_signal(&warm);
     shut_down_by_itself(&warm);
     cut_off_while_it_boots(&warm);
 
     assert_code(&warm.vm(&["start", "dev"]), 0);
+    reaches_other_hosts(&warm);
     let asked = warm.vm(&["exec", "--", "cat", "here"]);
     assert_eq!(String::from_utf8_lossy(&asked.stdout), "kept\n", "{}", message(&asked));
     attached(&warm);
@@ -64,6 +68,32 @@ fn is_off(warm: &Warm) {
         assert_code(&off, 69);
         assert!(message(&off).contains("vm start dev"), "{}", message(&off));
     }
+}
+
+/// Checks that the guest reaches a port of another host, and no port of this host's loopback, even during a download.
+/// This host's own address takes the place of the other host.
+fn reaches_other_hosts(warm: &Warm) {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.connect("192.0.2.1:9").expect("this host has no route");
+    let address = socket.local_addr().unwrap().ip();
+    let listeners =
+        [address, Ipv4Addr::LOCALHOST.into()].map(|address| TcpListener::bind((address, 0)).unwrap());
+    let [other, own] = listeners.each_ref().map(|listener| listener.local_addr().unwrap().port());
+    let [server, _own] = listeners;
+    std::thread::spawn(move || {
+        for client in server.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || while (&client).write_all(&[0; 1 << 16]).is_ok() {});
+        }
+    });
+    let line = format!(
+        "exec 4<> /dev/tcp/{address}/{other} && {{ head -c 20000000 <&4 > /dev/null & }} && \
+         for _ in $(seq 100); do {{ :; }} 3<> /dev/tcp/10.0.2.2/{own} && echo own; done; wait && echo other; true"
+    );
+    let asked = warm.vm(&["exec", "--", "bash", "-c", &line]);
+    assert_code(&asked, 0);
+    // Without a supervisor, Landlock refuses both ports.
+    let expected = if may_supervise() { "other\n" } else { "" };
+    assert_eq!(String::from_utf8_lossy(&asked.stdout), expected, "{}", message(&asked));
 }
 
 /// Checks that a signal that ends `vm exec` also ends the command in the guest.

@@ -13,7 +13,7 @@ mod virtualisation;
 use crate::error::shortage;
 use crate::host::facts::Facts;
 pub use finding::{CI_PROGRAM, Finding, Remedy, Severity};
-pub(super) use room::{MEMORY_BESIDE, MIB};
+pub(crate) use room::{MEMORY_BESIDE, MIB};
 
 /// Returns all findings about a machine.
 pub fn evaluate(facts: &Facts) -> Vec<Finding> {

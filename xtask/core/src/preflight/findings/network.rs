@@ -8,19 +8,25 @@ use crate::host::tools::release;
 const CONFINES: (u32, u32) = (6, 7);
 
 pub(super) fn evaluate(facts: &Facts) -> Option<Finding> {
+    if facts.host.supervises || facts.is_on_daemon {
+        return None;
+    }
     unconfined(facts).or_else(|| loopback(facts))
 }
 
 /// Returns a finding if a guest with internet access can use services of this host's loopback.
 fn loopback(facts: &Facts) -> Option<Finding> {
-    let evidence = "QEMU may use these TCP ports and all of UDP, because the guest needs them for the internet; neither \
-                    Landlock nor seccomp can restrict the address. To close a port, stop its service";
+    let evidence = "QEMU may use these TCP ports and all of UDP, because the guest needs them for the internet. On this host, \
+                    cargo xtask cannot decide about single connections: that needs Linux 5.5 or newer, user_notif in \
+                    kernel.seccomp.actions_avail, and the right to read QEMU's memory (kernel.yama.ptrace_scope of at \
+                    most 1). To close a port, stop its service";
     let sentence = facts.host.loopback_services.sentence()?;
     Some(Finding::informs("loopback-services", sentence, evidence))
 }
 
-/// Returns a finding if this kernel is too old to confine QEMU, or has no Landlock. The run itself asks Landlock, which
-/// a container may also forbid. It prints a note if Landlock is missing, and the report has `guest_confined`.
+/// Returns a finding if this kernel is too old for Landlock to confine QEMU, or has no Landlock. The run itself tries
+/// Landlock and the supervisor, which a container may forbid. If neither works, it prints a note, and the report has
+/// `guest_confined`.
 fn unconfined(facts: &Facts) -> Option<Finding> {
     let (kernel, modules) = (&facts.host.kernel, facts.host.security_modules.as_deref());
     let evidence = if release(kernel) < CONFINES {

@@ -21,9 +21,11 @@ const CLOCK_SLACK: u64 = 3600;
 
 pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
     findings.extend(cache(facts));
-    findings.extend(direct_io(facts));
     findings.extend(disk(facts));
-    findings.extend(memory(facts));
+    if !facts.is_on_daemon {
+        findings.extend(direct_io(facts));
+        findings.extend(memory(facts));
+    }
     findings.extend(clock(facts));
     let dead = &facts.host.dead_runs;
     if !dead.is_empty() {

@@ -43,6 +43,7 @@ pub(crate) fn sound() -> Facts {
         ),
         guest: Guest::from_args(&MachineArgs::default(), VmArchitecture::Aarch64, None).unwrap(),
         for_ci: false,
+        is_on_daemon: false,
     }
 }
 
@@ -75,6 +76,7 @@ fn sound_host() -> LocalHost {
         },
         kernel: "6.12".into(),
         security_modules: Some("lockdown,capability,landlock,yama,apparmor".into()),
+        supervises: true,
         loopback_services: LoopbackServices::default(),
         cpus: 2,
         root: true,
@@ -233,10 +235,18 @@ const ROOM: &[(&str, Change)] = &[
     ("cache-direct", |f| f.host.direct_io = Err("EINVAL".into())),
     ("memory", |f| f.host.free_memory = memory(GIB)),
     ("memory", |f| f.guest.machine.memory = 8192),
-    ("guest-network", |f| f.host.security_modules = Some("capability,apparmor".into())),
-    ("guest-network", |f| f.host.kernel = "6.1.0-49-amd64".into()),
-    ("loopback-services", |f| f.host.loopback_services.tcp = vec![22, 80]),
-    ("loopback-services", |f| f.host.loopback_services.udp = vec![5353]),
+    ("guest-network", |f| {
+        (f.host.supervises, f.host.security_modules) = (false, Some("capability,apparmor".into()));
+    }),
+    ("guest-network", |f| {
+        (f.host.supervises, f.host.kernel) = (false, "6.1.0-49-amd64".into());
+    }),
+    ("loopback-services", |f| {
+        (f.host.supervises, f.host.loopback_services.tcp) = (false, vec![22, 80]);
+    }),
+    ("loopback-services", |f| {
+        (f.host.supervises, f.host.loopback_services.udp) = (false, vec![5353]);
+    }),
     ("clock", |f| f.host.now = 1_700_000_000),
     ("stale-run", |f| f.host.dead_runs = vec!["1123-090000-abcd".into()]),
 ];

@@ -17,6 +17,10 @@ const FASTER_QEMU: (u32, u32) = (9, 1);
 const OLDEST_NATS: (u32, u32) = (2, 9);
 
 pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
+    check_nats(facts, findings);
+    if facts.is_on_daemon {
+        return;
+    }
     check_emulator(facts, findings);
     match &facts.firmware {
         Err(rejected) => findings.push(no_firmware(facts, rejected)),
@@ -24,7 +28,6 @@ pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
     }
     check_libvirt(facts, findings);
     findings.extend(kvm(facts));
-    check_nats(facts, findings);
 }
 
 fn check_emulator(facts: &Facts, findings: &mut Vec<Finding>) {

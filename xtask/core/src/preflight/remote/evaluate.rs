@@ -1,10 +1,10 @@
-//! The findings about the libvirt that `preflight --connect` names.
+//! The findings about the libvirt that `--connect` names.
 
 use super::capabilities::{DomainOffer, GuestOffer};
-use super::facts::{Access, ConnectionFacts, ConnectionOffer, DEFAULT, Network, Pool};
+use super::facts::{Access, ConnectionFacts, ConnectionOffer, Network, Pool};
 use super::refusal::{PERMISSION, let_in};
 use crate::arch::{Accelerator, VmArchitecture};
-use crate::cli::{Accel, MachineArgs};
+use crate::cli::{self, Accel, DEFAULT_NAME, MachineArgs, PlaceArgs};
 use crate::cpu::{Cpu, CpuModel};
 use crate::format::gib;
 use crate::libvirt_uri::ConnectUri;
@@ -50,6 +50,7 @@ pub fn evaluate(facts: &ConnectionFacts, asked: &PreflightRequest<'_>) -> Vec<Fi
         }
     }
     findings.extend(match &offer.network {
+        _ if asked.place.network == Some(cli::Network::User) => None,
         Err(error) => {
             let remedy = format!(
                 "{}install libvirt's network driver (Debian 13: libvirt-daemon-driver-network) and restart the daemon",
@@ -57,14 +58,14 @@ pub fn evaluate(facts: &ConnectionFacts, asked: &PreflightRequest<'_>) -> Vec<Fi
             );
             Some(Finding::degrades("connect-network", "cannot read its networks", error, remedy))
         }
-        Ok(known) => network(uri, known.as_ref()),
+        Ok(known) => network(uri, known.as_ref(), asked.place),
     });
     findings.push(match &offer.pool {
         Err(error) => {
             let remedy = format!("{}install libvirt's storage driver and restart the daemon", uri.there());
-            Finding::degrades("connect-pool", "cannot read its storage pools", error, remedy)
+            Finding::blocks("connect-pool", "cannot read its storage pools", error, remedy)
         }
-        Ok(known) => pool(uri, known.as_ref()),
+        Ok(known) => pool(uri, known.as_ref(), asked.place.pool()),
     });
     let named = |finding: Finding| Finding { sentence: format!("{uri}: {}", finding.sentence), ..finding };
     findings.into_iter().map(named).collect()
@@ -186,19 +187,35 @@ fn loaders(offer: &DomainOffer) -> String {
     if offer.loaders.is_empty() { "no firmware file".to_owned() } else { list(&offer.loaders) }
 }
 
-fn network(uri: &ConnectUri, network: Option<&Network>) -> Option<Finding> {
-    let start = uri.virsh(&format!("net-start {DEFAULT}"));
-    let autostart = uri.virsh(&format!("net-autostart {DEFAULT}"));
+/// Checks the network of `--network nat`. Without this flag, a guest has QEMU's user-mode network, and a fault of the
+/// network `default` does not block.
+fn network(uri: &ConnectUri, network: Option<&Network>, place: &PlaceArgs) -> Option<Finding> {
+    let (name, is_needed) = match &place.network {
+        Some(cli::Network::Nat(name)) => (name.as_str(), true),
+        _ => (DEFAULT_NAME, false),
+    };
+    let fault = |id, what: String, evidence: &str, remedy: String| match is_needed {
+        true => Finding::blocks(id, what, evidence, remedy),
+        false => Finding::degrades(id, what, evidence, remedy),
+    };
+    let start = uri.virsh(&format!("net-start {name}"));
+    let autostart = uri.virsh(&format!("net-autostart {name}"));
     Some(match network {
         // The daemon of a user (a session) cannot create such a network, so its absence is not a fault.
         None if uri.session => Finding::informs(
             "connect-network-missing",
-            format!("no network {DEFAULT}, as in every session; guests have user-mode networking"),
+            format!("no network {name}, as in every session; guests have user-mode networking"),
             "virNetworkLookupByName",
         ),
-        None => Finding::degrades(
+        None if name != DEFAULT_NAME => fault(
             "connect-network-missing",
-            format!("there is no network {DEFAULT}"),
+            format!("there is no network {name}"),
+            "virNetworkLookupByName",
+            format!("choose one with --network nat:NAME; {} lists them", uri.virsh("net-list --all")),
+        ),
+        None => fault(
+            "connect-network-missing",
+            format!("there is no network {name}"),
             "virNetworkLookupByName",
             format!(
                 "{} && {start} && {autostart} (Debian has the file in libvirt-daemon-system, later in \
@@ -208,45 +225,51 @@ fn network(uri: &ConnectUri, network: Option<&Network>) -> Option<Finding> {
         ),
         Some(Network { active: true, autostart: true }) => return None,
         Some(Network { active: true, .. }) => {
-            let what = format!("the network {DEFAULT} does not start automatically at the host's next boot");
+            let what = format!("the network {name} does not start automatically at the host's next boot");
             let evidence = "active: yes, autostart: no";
             Finding::degrades("connect-network-autostart", what, evidence, autostart)
         }
         Some(network) => {
-            let what = format!("the network {DEFAULT} is not active");
+            let what = format!("the network {name} is not active");
             let (evidence, remedy) = match network.autostart {
                 true => ("autostart: yes", start),
                 false => ("autostart: no", format!("{start} && {autostart}")),
             };
-            Finding::degrades("connect-network-inactive", what, evidence, remedy)
+            fault("connect-network-inactive", what, evidence, remedy)
         }
     })
 }
 
-fn pool(uri: &ConnectUri, pool: Option<&Pool>) -> Finding {
-    let start = uri.virsh(&format!("pool-start {DEFAULT}"));
+/// Checks the storage pool, in which a smoke makes the disks of its guest.
+fn pool(uri: &ConnectUri, pool: Option<&Pool>, name: &str) -> Finding {
+    let start = uri.virsh(&format!("pool-start {name}"));
     match pool {
         None => {
-            let own = "\"$HOME/.local/share/libvirt/images\"";
-            let place = if uri.session { own } else { "/var/lib/libvirt/images" };
-            let define = uri.virsh(&format!("pool-define-as {DEFAULT} dir --target {place}"));
-            let what = format!("there is no storage pool {DEFAULT}; disks are named by their paths");
-            Finding::informs("connect-pool-missing", what, "virStoragePoolLookupByName")
-                .with(format!("{define} && {start}"))
+            // libvirt refuses two pools in one directory.
+            let last = if name == DEFAULT_NAME { "images" } else { name };
+            let place = match uri.session {
+                true => format!("\"$HOME/.local/share/libvirt/{last}\""),
+                false => format!("/var/lib/libvirt/{last}"),
+            };
+            let define = uri.virsh(&format!("pool-define-as {name} dir --target {place}"));
+            let build = uri.virsh(&format!("pool-build {name}"));
+            let what = format!("there is no storage pool {name} for the disks of a guest");
+            let remedy = format!("{define} && {build} && {start}; or choose another pool with --pool NAME");
+            Finding::blocks("connect-pool-missing", what, "virStoragePoolLookupByName", remedy)
         }
         Some(pool) if !pool.active => {
-            let what = format!("the storage pool {DEFAULT} is not active");
-            Finding::degrades("connect-pool-inactive", what, "virStoragePoolIsActive", start)
+            let what = format!("the storage pool {name} is not active");
+            Finding::blocks("connect-pool-inactive", what, "virStoragePoolIsActive", start)
         }
         Some(pool) => {
-            let free = format!("{} free in the storage pool {DEFAULT}", gib(pool.free));
+            let free = format!("{} free in the storage pool {name}", gib(pool.free));
             if pool.free >= POOL_NEEDED {
                 return Finding::informs("connect-pool", free, "virStoragePoolGetInfo");
             }
-            let what = format!("{free}, {} wanted", gib(POOL_NEEDED));
-            let list = uri.virsh(&format!("vol-list {DEFAULT} --details"));
-            let remedy = format!("free some space: {list}");
-            Finding::degrades("connect-pool-room", what, "virStoragePoolGetInfo", remedy)
+            let what = format!("{free}, {} needed", gib(POOL_NEEDED));
+            let list = uri.virsh(&format!("vol-list {name} --details"));
+            let remedy = format!("free some space: {list}; or choose another pool with --pool NAME");
+            Finding::blocks("connect-pool-room", what, "virStoragePoolGetInfo", remedy)
         }
     }
 }

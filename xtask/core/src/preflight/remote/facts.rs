@@ -1,12 +1,9 @@
-//! The facts about the libvirt that `preflight --connect` names. `xtask-vm` gathers them.
+//! The facts about the libvirt that `--connect` names. `xtask-vm` gathers them.
 
 use super::capabilities::{DomainOffer, GuestOffer};
 use super::refusal::Refusal;
 use crate::arch::VmArchitecture;
 use crate::libvirt_uri::ConnectUri;
-
-/// The name of the network, and also of the storage pool, that libvirt's tools use by default.
-pub const DEFAULT: &str = "default";
 
 /// The facts about one libvirt.
 #[derive(Debug, Clone)]
@@ -33,9 +30,9 @@ pub struct ConnectionOffer {
     /// The features of a guest of each requested architecture. An architecture that this libvirt does not run is not in
     /// the list. If this user has read-only access, the list is empty.
     pub domains: Vec<(VmArchitecture, Result<DomainOffer, String>)>,
-    /// The network [`DEFAULT`], or `None` if it does not exist.
+    /// The network of `--network nat:NAME`, or the network `default`. `None` if it does not exist.
     pub network: Result<Option<Network>, String>,
-    /// The storage pool [`DEFAULT`], or `None` if it does not exist.
+    /// The storage pool of `--pool`, or the pool `default`. `None` if it does not exist.
     pub pool: Result<Option<Pool>, String>,
 }
 
@@ -46,6 +43,18 @@ pub enum Access {
     Full,
     /// The user may only read. The text is the reason.
     ReadOnly(String),
+}
+
+impl ConnectionOffer {
+    /// Returns the features of a guest of this architecture, if they are known.
+    pub fn domain(&self, arch: VmArchitecture) -> Option<&DomainOffer> {
+        self.domains.iter().find(|(of, _)| *of == arch)?.1.as_ref().ok()
+    }
+
+    /// Returns the kind of guests of this architecture, if this libvirt runs such guests.
+    pub fn guest(&self, arch: VmArchitecture) -> Option<&GuestOffer> {
+        self.guests.as_ref().ok()?.iter().find(|guest| guest.machine == arch.profile().machine)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

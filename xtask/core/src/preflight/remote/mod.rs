@@ -1,4 +1,4 @@
-//! Checks the libvirt that `preflight --connect` names. `xtask-vm` gathers [`ConnectionFacts`], and [`evaluate`] turns
+//! Checks the libvirt that `--connect` names. `xtask-vm` gathers [`ConnectionFacts`], and [`evaluate`] turns
 //! them into findings without side effects. [`capabilities`] parses libvirt's XML. [`refusal`] recognises libvirt's
 //! error messages.
 

@@ -1,4 +1,5 @@
-//! `needed`, `symbol-version`, `symbol`, `relr`: checks that the target has the libraries, and that they are new enough.
+//! `needed`, `symbol-version`, `symbol`, `relr`: checks that the target has the libraries, and that they are new
+//! enough.
 
 mod cache;
 mod musl;
@@ -7,12 +8,13 @@ mod resolve;
 mod symbols;
 mod versions;
 
+use super::interpreter::NAME_MUSL;
 use crate::elf::{Elf, shown};
 use crate::finding::{Finding, LoadedLibrary};
 use crate::inventory::{Inventory, Library};
 use crate::{Offers, Target};
 
-use self::resolve::{Absent, Files, Loaded};
+use self::resolve::{Absent, Broken, Files, Loaded};
 
 /// The libraries of glibc itself. Every release of it has all of them.
 const OF_GLIBC: [&str; 9] = [
@@ -79,8 +81,13 @@ fn other_c_library(elf: &Elf<'_>, needed: &[String], target: &Target<'_>) -> Opt
     musl::is_excluded(target).then(|| {
         let found = format!("it is built for another C library, musl: it needs {name}");
         let offers = format!("the programs of {} use glibc, and a process cannot have both", target.place);
-        let remedy = "take the build for glibc: a manylinux wheel instead of musllinux, an npm package or a Rust target with -gnu";
-        Finding::refused("needed", &found, &offers, remedy)
+        let remedy = match target.lacks_musl {
+            true => NAME_MUSL,
+            false => {
+                "take the build for glibc: a manylinux wheel instead of musllinux, an npm package or a Rust target with -gnu"
+            }
+        };
+        Finding::refused_if(!target.lacks_musl, "needed", &found, &offers, remedy)
     })
 }
 
@@ -103,6 +110,9 @@ fn found_all(elf: &Elf<'_>, needed: &[String], loaded: &Loaded, target: &Target<
         by => format!("{name}, which {by} needs"),
     });
     let found = format!("it needs {}", names.collect::<Vec<_>>().join(", "));
+    if let Some((absent, broken)) = absent.iter().find_map(|absent| Some((absent, absent.broken.as_ref()?))) {
+        return broken_library(elf, absent, broken);
+    }
     let offers = format!("{} has no such library in {}", target.place, loaded.searched.join(", "));
     let remedy = match target.packaged {
         true => {
@@ -125,6 +135,18 @@ fn found_all(elf: &Elf<'_>, needed: &[String], loaded: &Loaded, target: &Target<
     let details =
         details.chain(own.into_iter().map(|path| format!("it also looks in {path}, where it is not")));
     Finding::refused_if(certain, "needed", &found, &offers, remedy).details(details.collect::<Vec<_>>())
+}
+
+/// Returns the finding about a file with the name of a library at which the loader ends its search.
+fn broken_library(elf: &Elf<'_>, absent: &Absent, broken: &Broken) -> Finding {
+    let Broken { path, why } = broken;
+    let found = format!(
+        "it needs {}, and {path}, which the loader finds first, is no such library: {why}",
+        absent.name
+    );
+    let offers = "the loader does not search the other directories then";
+    let remedy = format!("replace {path} by the library, or remove it");
+    Finding::refused_if(!elf.is_library() && absent.unread.is_empty(), "needed", &found, offers, &remedy)
 }
 
 /// Returns the directories relative to the file in which the loader looks, as they were read.

@@ -1,11 +1,12 @@
-//! Finds the libraries of an executable as the loader does (ld.so(8)): breadth first, in `DT_RPATH`, `DT_RUNPATH` and the
-//! directories of the target.
+//! Finds the libraries of an executable as the loader does (ld.so(8)): breadth first, in `DT_RPATH`, `DT_RUNPATH` and
+//! the directories of the target.
 
 use std::collections::BTreeSet;
 
 use crate::Target;
+use crate::elf::{Elf, Ident};
 use crate::finding::LoadedLibrary;
-use crate::inventory::{Inventory, Library, normalised};
+use crate::inventory::{Inventory, Library, Tree, normalised};
 
 /// Upper bound for the directories of a search path that are read.
 const MAX_DIRECTORIES: usize = 64;
@@ -34,6 +35,15 @@ pub(super) struct Absent {
     pub(super) by: String,
     /// The directories that the loader also searches, and that were not read.
     pub(super) unread: Vec<String>,
+    /// The file at which the loader ends the search with an error.
+    pub(super) broken: Option<Broken>,
+}
+
+/// A file with the name of a library that the loader cannot load.
+pub(super) struct Broken {
+    pub(super) path: String,
+    /// A sentence without a full stop.
+    pub(super) why: String,
 }
 
 /// The file, its libraries, and those that were not found.
@@ -50,7 +60,8 @@ impl Loaded {
         self.objects.iter().skip(1).find(|object| object.answers(name))
     }
 
-    /// Returns the paths of the libraries that were found in the directories that the loader searches for every program.
+    /// Returns the paths of the libraries that were found in the directories that the loader searches for every
+    /// program.
     pub(super) fn found_by_search(&self) -> impl Iterator<Item = &str> {
         self.objects.iter().filter(|object| object.by_search).map(|object| object.library.path.as_str())
     }
@@ -112,13 +123,13 @@ impl<'a> Files<'a> {
                 }
                 match self.find(&loaded.objects, at, &name) {
                     Ok(object) => loaded.objects.push(object),
-                    Err(unread) => {
+                    Err((unread, broken)) => {
                         let by = if at == 0 {
                             String::new()
                         } else {
                             loaded.objects[at].library.name().to_owned()
                         };
-                        loaded.absent.push(Absent { name, by, unread });
+                        loaded.absent.push(Absent { name, by, unread, broken });
                     }
                 }
             }
@@ -130,8 +141,14 @@ impl<'a> Files<'a> {
     /// Finds a library for the object at an index.
     ///
     /// # Errors
-    /// Returns the directories that were not read if the library is in none of the others.
-    fn find(&self, objects: &[Object], parent: usize, name: &str) -> Result<Object, Vec<String>> {
+    /// If the library is in none of the directories that were read, or if the loader ends the search at another file,
+    /// returns the directories that were not read, and that file.
+    fn find(
+        &self,
+        objects: &[Object],
+        parent: usize,
+        name: &str,
+    ) -> Result<Object, (Vec<String>, Option<Broken>)> {
         let mut unread = Vec::new();
         let found = if name.contains('/') {
             // The loader opens such a path as it is. What it is relative to is known only when the program starts.
@@ -156,7 +173,11 @@ impl<'a> Files<'a> {
                 }
             })
         };
-        let Some((library, beside, by_search)) = found else { return Err(unread) };
+        let Some((library, beside, by_search)) = found else { return Err((unread, None)) };
+        let library = match library {
+            Ok(library) => library,
+            Err(broken) => return Err((unread, Some(broken))),
+        };
         let directory = library.path.rsplit_once('/').map(|(directory, _)| directory.to_owned());
         Ok(Object { library, name: name.to_owned(), parent, directory, beside, unread, by_search })
     }
@@ -200,11 +221,10 @@ impl<'a> Files<'a> {
         beside: bool,
         name: &str,
         unread: &mut Vec<String>,
-    ) -> Option<(Library, bool)> {
+    ) -> Option<(Result<Library, Broken>, bool)> {
         let path = format!("{directory}/{name}");
         if beside {
-            let library = self.target.origin?.tree.library(&path)?;
-            return (library.machine == self.machine).then_some((library, true));
+            return Some((self.library_in(self.target.origin?.tree, &path)?, true));
         }
         if self.target.tree.is_none() && !self.inventory.covers(&normalised(directory)) {
             unread.push(directory.to_owned());
@@ -212,13 +232,38 @@ impl<'a> Files<'a> {
         Some((self.target_library(&path)?, false))
     }
 
-    /// Returns the target's library at a path. The loader skips libraries of other machines.
-    fn target_library(&self, path: &str) -> Option<Library> {
-        let library = match self.target.tree {
-            Some(tree) => tree.library(path)?,
-            None => self.inventory.at(&normalised(path))?.clone(),
+    /// Returns the target's library at a path.
+    fn target_library(&self, path: &str) -> Option<Result<Library, Broken>> {
+        match self.target.tree {
+            Some(tree) => self.library_in(tree, path),
+            None => {
+                let library = self.inventory.at(&normalised(path))?.clone();
+                (library.machine == self.machine).then_some(Ok(library))
+            }
+        }
+    }
+
+    /// Returns the library at a path of a tree; `None` if the loader goes on to the next directory, because there is no
+    /// file or, for glibc, because the file is for another machine.
+    fn library_in(&self, tree: &dyn Tree, path: &str) -> Option<Result<Library, Broken>> {
+        let why = match tree.library(path) {
+            Some(library) if library.machine == self.machine => return Some(Ok(library)),
+            Some(_) => OTHER_MACHINE.to_owned(),
+            None => flaw(&tree.read(path)?),
         };
-        (library.machine == self.machine).then_some(library)
+        (self.is_musl || why != OTHER_MACHINE).then(|| Err(Broken { path: path.to_owned(), why }))
+    }
+}
+
+const OTHER_MACHINE: &str = "it is for another machine";
+
+/// Returns why the loader does not load a file. glibc's loader compares the header with its own machine before it reads
+/// the rest (elf/dl-load.c, open_verify).
+fn flaw(bytes: &[u8]) -> String {
+    match Ident::read(bytes) {
+        Ok(ident) if ident.class != 2 => OTHER_MACHINE.to_owned(),
+        Ok(_) => Elf::parse(bytes).err().unwrap_or_else(|| OTHER_MACHINE.to_owned()),
+        Err(why) => why,
     }
 }
 

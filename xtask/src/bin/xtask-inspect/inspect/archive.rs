@@ -1,18 +1,19 @@
-//! Adds the files of archives. The files of a container image find their libraries in the image. Those of a package find
-//! them in the package, and then in the target's image or sysroot.
+//! Adds the files of archives. The files of a container image find their libraries in the image. Those of a package
+//! find them in the package, and then in the target's image or sysroot.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use inspect::finding::{Finding, Report};
-use xtask_archives::{Image, ImageConfig, Kind, Program, Request, Unpacked, resolve, unpack};
+use inspect::finding::{Finding, Report, Severity};
+use xtask_archives::{Image, ImageConfig, Kind, PATH, Program, Request, Unpacked, resolve, unpack};
 use xtask_core::arch::VmArchitecture;
 use xtask_core::cache::Cache;
 use xtask_core::cli::InspectArgs;
 use xtask_core::error::{self, Failure};
 use xtask_core::format::human_bytes;
 use xtask_core::runs::RunDir;
-use xtask_inspection::{Inspection, requested_arch};
+use xtask_inspection::{Inspection, arch_of_file, requested_arch};
 use xtask_jobs::{Step, Ui};
 
 use super::collection::{Collection, Content};
@@ -99,7 +100,10 @@ fn add_package(
     let mut judges = Vec::new();
     for (name, candidate) in collection.walk(&unpacked.root, &[]) {
         if candidate.is_elf() {
-            let place = |inspection: Inspection| inspection.with_package(&unpacked.root);
+            let place = |inspection: Inspection| {
+                let inspection = inspection.with_package(&unpacked.root);
+                if unpacked.kind == Kind::Apk { inspection.with_musl() } else { inspection }
+            };
             let judge = collection.judge_for(&mut judges, args, &candidate, place)?;
             collection.push(shown(path, &unpacked.root, &name), candidate, judge);
         }
@@ -125,7 +129,11 @@ fn add_image(
     let program = config.program(root)?;
     let started: Vec<PathBuf> = program.files.iter().map(|file| root.join(file)).collect();
     let layers = unpacked.layers_by_file();
-    for (name, candidate) in collection.walk(root, &started) {
+    let files = collection.walk(root, &started);
+    // If an image has no file for its own architecture, its files are for the wrong one, and they are refused.
+    let is_mixed = files.iter().any(|(_, candidate)| arch_of_file(&candidate.start) == Some(arch));
+    let commands = command_directories(config, root);
+    for (name, candidate) in files {
         let inner = candidate.path.strip_prefix(root).unwrap_or(&candidate.path).to_owned();
         let name = shown(path, root, &name);
         let subject = if candidate.is_elf() {
@@ -138,6 +146,10 @@ fn add_image(
         subject.container = Some(path.display().to_string());
         subject.layer = layers.get(&*inner).map(|layer| layer.created_by.clone());
         subject.is_entrypoint = program.files.contains(&inner);
+        if is_mixed && !subject.is_entrypoint {
+            let is_command = inner.parent().is_some_and(|parent| commands.contains(parent));
+            subject.foreign = if is_command { Severity::Warned } else { Severity::Informs };
+        }
         if subject.is_entrypoint {
             subject.preloaded.clone_from(&preloaded);
         }
@@ -150,8 +162,14 @@ fn add_image(
     Ok(())
 }
 
-/// Returns the finding about a script whose interpreter is missing. It is a fact, because images contain many scripts that
-/// nothing starts there, such as examples.
+/// Returns the directories in which an image's scripts look for commands, relative to the root and without links.
+fn command_directories(config: &ImageConfig, root: &Path) -> BTreeSet<PathBuf> {
+    let path = config.env.iter().find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or(PATH);
+    path.split(':').filter_map(|directory| resolve(root, Path::new(directory)).ok().flatten()).collect()
+}
+
+/// Returns the finding about a script whose interpreter is missing. It is a fact, because images contain many scripts
+/// that nothing starts there, such as examples.
 fn script(missing: &str) -> Report {
     let found = format!("it is a script for {missing}, which is not in the image or is not executable");
     Report::new(vec![Finding::informs("script", found)])

@@ -1,5 +1,5 @@
-//! `--try`: runs the programs about which the inspection is not certain with `cargo xtask try`, and adds what happened to
-//! their findings.
+//! `--try`: runs the programs about which the inspection is not certain with `cargo xtask try`, and adds what happened
+//! to their findings.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
@@ -146,6 +146,11 @@ fn finding(report: &Report, inspection: &Inspection) -> (Finding, bool) {
             let signal = report.signal.clone().unwrap_or_else(|| format!("signal {number}"));
             refused(format!("{signal} ended it when it ran"))
         }
+        ("out-of-memory", _) => {
+            let found = "it used up the memory of the machine, so its run shows nothing".to_owned();
+            let remedy = "give it arguments after -- with which it needs less memory";
+            (Finding::warned("try", &found, &machine, remedy).details(tail), false)
+        }
         ("refused", _) => refused("the kernel did not execute it".to_owned()),
         _ => {
             let sentence = report.sentence.as_deref().unwrap_or("nothing is known about the reason");
@@ -200,6 +205,7 @@ mod tests {
                 false,
                 "signal 40",
             ),
+            (r#"{"outcome":"out-of-memory","stderr":""}"#, Severity::Warned, false, "memory"),
             (r#"{"outcome":"refused","errno":8,"stderr":""}"#, Severity::Refused, false, "kernel"),
             (
                 r#"{"outcome":"not-started","sentence":"no QEMU","stderr":""}"#,

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
-use inspect::finding::Report;
+use anyhow::{Error, Result};
+use inspect::finding::{Finding, Report, Severity};
 use xtask_archives::Kind;
 use xtask_core::arch::VmArchitecture;
 use xtask_core::cli::InspectArgs;
-use xtask_core::error::Failure;
+use xtask_core::error::{self, Failure};
 use xtask_core::output::clean;
 use xtask_inspection::{Inspection, Judge, arch_of_file};
 
@@ -29,6 +29,9 @@ pub(super) struct Subject {
     pub(super) layer: Option<String>,
     /// True if a container of the image starts this file.
     pub(super) is_entrypoint: bool,
+    /// The severity of a header for another machine or another system. Images contain such files, for example prebuilt
+    /// modules for other platforms, which no program loads.
+    pub(super) foreign: Severity,
     /// The libraries that the environment of a container image adds to its programs (`LD_PRELOAD`): their paths in the
     /// image and on this host.
     pub(super) preloaded: Vec<(String, PathBuf)>,
@@ -38,7 +41,8 @@ impl Subject {
     /// Returns a subject that is in no container image.
     pub(super) fn new(name: String, content: Content, judge: usize) -> Self {
         let (container, layer, is_entrypoint, preloaded) = Default::default();
-        Self { name, content, judge, container, layer, is_entrypoint, preloaded }
+        let foreign = Severity::Refused;
+        Self { name, content, judge, container, layer, is_entrypoint, foreign, preloaded }
     }
 
     /// Returns the size of an ELF file.
@@ -111,7 +115,7 @@ impl Collection {
         let failed = |error| Failure::usage(format!("inspect {}: {error}", path.display()));
         if std::fs::metadata(path).map_err(failed)?.is_dir() {
             if let Some(kind) = Kind::of(path)? {
-                return add_archive(self, path, kind, args, unpacker);
+                return self.add_archive(path, kind, args, unpacker);
             }
             for (name, candidate) in self.walk(path, &[]) {
                 if candidate.is_elf() {
@@ -122,14 +126,43 @@ impl Collection {
             return Ok(());
         }
         let candidate = Candidate::at(path)?;
-        if !candidate.is_elf()
-            && let Some(kind) = Kind::of(path)?
-        {
-            return add_archive(self, path, kind, args, unpacker);
+        if !candidate.is_elf() {
+            match Kind::of(path) {
+                Ok(Some(kind)) => return self.add_archive(path, kind, args, unpacker),
+                Ok(None) => {}
+                Err(error) => return self.add_refused(path, args, error),
+            }
         }
         self.is_single = args.paths.len() == 1;
         let judge = self.judge_for(judges, args, &candidate, |inspection| inspection)?;
         self.push(path.display().to_string(), candidate, judge);
+        Ok(())
+    }
+
+    fn add_archive(
+        &mut self,
+        path: &Path,
+        kind: Kind,
+        args: &InspectArgs,
+        unpacker: &mut Unpacker<'_>,
+    ) -> Result<()> {
+        match add_archive(self, path, kind, args, unpacker) {
+            Err(error) => self.add_refused(path, args, error),
+            added => added,
+        }
+    }
+
+    /// Adds a finding about an archive that is damaged, exceeds a limit, or has no image for the architecture, so that
+    /// the other paths are judged. Other errors are returned.
+    fn add_refused(&mut self, path: &Path, args: &InspectArgs, error: Error) -> Result<()> {
+        if !error::Kind::Guest.is(&error) {
+            return Err(error);
+        }
+        let found = format!("it cannot be read: {}", clean(&format!("{error:#}")));
+        let remedy = error::hint(&error).unwrap_or_default();
+        let report = Report::new(vec![Finding::refused("archive", &found, "", remedy)]);
+        let judge = self.add_judge(Inspection::from_args(args)?);
+        self.push_subject(clean(&path.to_string_lossy()), Content::Judged(report), judge);
         Ok(())
     }
 
@@ -142,8 +175,8 @@ impl Collection {
         self.subjects.last_mut().expect("it was just added")
     }
 
-    /// Returns the judge for a file. Without a flag, the file's own architecture decides. `judges` has the judges for the
-    /// files of the same place, and `place` adds the place to the target of a new one.
+    /// Returns the judge for a file. Without a flag, the file's own architecture decides. `judges` has the judges for
+    /// the files of the same place, and `place` adds the place to the target of a new one.
     pub(super) fn judge_for(
         &mut self,
         judges: &mut Judges,
@@ -167,8 +200,8 @@ impl Collection {
         self.judges.len() - 1
     }
 
-    /// Returns the ELF files and the scripts below a directory, sorted, with their names. Links are not followed. A file
-    /// with several names is returned once: with a name in `first`, or else with the first of its names.
+    /// Returns the ELF files and the scripts below a directory, sorted, with their names. Links are not followed. A
+    /// file with several names is returned once: with a name in `first`, or else with the first of its names.
     pub(super) fn walk(&mut self, directory: &Path, first: &[PathBuf]) -> Vec<(String, Candidate)> {
         let mut files = self.files(directory);
         // The order of a directory's entries differs between file systems.

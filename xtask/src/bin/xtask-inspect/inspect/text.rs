@@ -4,7 +4,7 @@ use inspect::finding::{Finding, Severity};
 use xtask_core::cli::Verbosity;
 use xtask_core::message;
 
-use super::collection::{Collection, Subject};
+use super::collection::{Collection, Content, Subject};
 use super::policy::Accepted;
 use super::verdict::{Judged, verdict};
 
@@ -48,7 +48,8 @@ pub(super) fn print_one(judged: &Judged, collection: &Collection, depth: Depth) 
     message!("{verdict}{warned}: {} on {} with {}", judged.name, inspection.device.name, inspection.name());
 }
 
-/// Prints the files with findings that are no facts, also those that a flag accepts, the worst first, and the number of files of each severity.
+/// Prints the files with findings that are no facts, also those that a flag accepts, the worst first, and the number of
+/// files of each severity.
 pub(super) fn print_many(judged: &[Judged], collection: &Collection, depth: Depth) {
     let mut order: Vec<_> = judged.iter().zip(&collection.subjects).collect();
     order.sort_by_key(|(judged, subject)| {
@@ -74,7 +75,7 @@ pub(super) fn print_many(judged: &[Judged], collection: &Collection, depth: Dept
         parts.push(format!("{} not read", collection.unreadable.len()));
     }
     let verdict = shown(verdict(judged, collection));
-    message!("{verdict}: {}; on {}", parts.join(", "), targets(collection));
+    message!("{verdict}: {}{}", parts.join(", "), targets(collection));
 }
 
 /// Returns a verdict for the last line, in capitals if it fails.
@@ -120,18 +121,23 @@ fn first_words(command: &str) -> String {
     shown.join(" ")
 }
 
-/// Returns the devices and the places of the libraries: `pi5 with debian-12`.
+/// Returns the devices and the places of the libraries: `; on pi5 with debian-12`. A damaged archive was
+/// compared with none of them.
 fn targets(collection: &Collection) -> String {
     let used: std::collections::BTreeSet<_> = collection
         .subjects
         .iter()
+        .filter(|subject| subject.container.is_some() || matches!(subject.content, Content::File(_)))
         .map(|subject| {
             let inspection = &collection.judges[subject.judge].inspection;
             let files = if subject.container.is_some() { "the files of " } else { "" };
             format!("{} with {files}{}", inspection.device.name, inspection.name())
         })
         .collect();
-    used.into_iter().collect::<Vec<_>>().join(", ")
+    if used.is_empty() {
+        return String::new();
+    }
+    format!("; on {}", used.into_iter().collect::<Vec<_>>().join(", "))
 }
 
 /// Returns whether a finding about one file is shown. A fact is shown without `-v` if it has a remedy, if it lists

@@ -122,13 +122,27 @@ pub(super) fn judge(collection: &Collection, policy: &Policy, ui: &Ui) -> Result
     named.map(|(subject, (_, report))| Ok(Judged::new(subject.name.clone(), report?, policy))).collect()
 }
 
+/// The checks that a file for another machine or another system does not pass.
+const PLATFORM: [&str; 4] = ["elf-class", "elf-endianness", "elf-machine", "elf-osabi"];
+
+/// Lowers the severity of findings about another platform.
+fn with_severity(mut report: Report, foreign: Severity) -> Report {
+    for finding in report.findings.iter_mut().filter(|finding| PLATFORM.contains(&finding.id)) {
+        finding.severity = foreign;
+        if foreign == Severity::Warned {
+            finding.found.push_str("; it is in PATH, so a script of the image may start it");
+        }
+    }
+    report
+}
+
 fn one(subject: &Subject, judge: &Judge) -> Result<Report> {
     let candidate = match &subject.content {
         Content::Judged(report) => return Ok(report.clone()),
         Content::File(candidate) => candidate,
     };
     if let Some(report) = judge.inspection.header(&candidate.start) {
-        return Ok(report);
+        return Ok(with_severity(report, subject.foreign));
     }
     let bytes = candidate.read()?;
     let mut report = judge.judge(&candidate.path, &bytes);

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use xtask_core::cli::MachineArgs;
+use xtask_core::cli::{MachineArgs, PlaceArgs};
 use xtask_core::error::Failure;
 use xtask_core::fs::write_private;
 use xtask_core::limits;
@@ -34,7 +34,12 @@ impl Bench<'_> {
     /// as a user of the image, so that no other process deletes the image.
     pub(super) fn with_image<T>(&self, body: impl FnOnce(&Plan, &ReadyImage) -> Result<T>) -> Result<T> {
         let machine = MachineArgs::default();
-        let asked = PreflightRequest { architectures: &[self.args.arch], machine: &machine, for_ci: false };
+        let asked = PreflightRequest {
+            architectures: &[self.args.arch],
+            machine: &machine,
+            place: &PlaceArgs::default(),
+            for_ci: false,
+        };
         let preflight = Preflight::check(self.workspace, &asked)?;
         preflight.verdict()?;
         let facts = preflight.facts.first().context("preflight returned no facts")?;
@@ -102,14 +107,16 @@ impl Bare<'_> {
         media::make_seed(&files.seed, &keys.seed(run.id(), &seed), &work, ui)?;
         make_writable_files(plan, &files, &self.image.base(), ui)?;
         write_private(&files.console_log, "")?;
-        let arguments = self.arguments(&files, network).iter().chain(more).map(OsString::from).collect();
+        let firmware = &plan.own_firmware()?.code;
+        let own = self.arguments(&files, firmware, network);
+        let arguments = own.iter().chain(more).map(OsString::from).collect();
         let log = work.join("qemu.log");
         let job = Job { program: &plan.emulator, owner: &work, arguments, log, environment: Vec::new() };
         let at = Instant::now();
         Ok(Started { qemu: Child::start(&job)?, keys, files, at })
     }
 
-    fn arguments(&self, files: &RunFiles, network: &str) -> Vec<String> {
+    fn arguments(&self, files: &RunFiles, firmware: &Path, network: &str) -> Vec<String> {
         let (plan, profile) = (self.plan, self.plan.spec.architecture.profile());
         let drive = |options: &str, file: &Path| ("-drive", format!("if={options},file={}", file.display()));
         let options = [
@@ -118,7 +125,7 @@ impl Bare<'_> {
             ("-cpu", self.cpu.to_owned()),
             ("-smp", plan.spec.vcpus.to_string()),
             ("-m", plan.spec.memory_mib.to_string()),
-            drive("pflash,format=raw,readonly=on", &plan.firmware.code),
+            drive("pflash,format=raw,readonly=on", firmware),
             drive("pflash,format=raw", &files.nvram),
             drive("virtio,format=qcow2,cache=none", &files.overlay),
             drive("virtio,format=raw,readonly=on", &files.seed),

@@ -9,6 +9,7 @@ mod footprint;
 mod image;
 mod inspect;
 mod preflight;
+mod torture;
 mod trial;
 
 use std::fmt::Display;
@@ -50,6 +51,7 @@ pub(crate) fn run(workspace: &Workspace, args: &BenchArgs, verbosity: Verbosity)
         BenchSubject::Footprint => footprint::run(&bench),
         BenchSubject::Image => image::run(&bench),
         BenchSubject::Inspect => return inspect::run(&bench),
+        BenchSubject::Torture => return torture::run(&bench),
         BenchSubject::Preflight => return preflight::run(&bench),
         BenchSubject::Try => return trial::run(&bench),
     };

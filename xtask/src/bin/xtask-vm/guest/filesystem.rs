@@ -26,6 +26,10 @@ const MAGIC_AT: u64 = 1024 + 56;
 const MAGIC: [u8; 2] = [0x53, 0xef];
 const STATE_AT: u64 = 1024 + 58;
 const ERRORS_FOUND: u8 = 2;
+/// The files with the blocks that the repairs have replaced, one for each call of e2fsck that repairs.
+const UNDO_FILES: [&str; 2] = ["journal.undo", "orphans.undo"];
+/// e2fsck says this of a transaction whose commit was torn. It then sets the state, too, although no kernel has found errors.
+const CUT_OFF: &str = "was corrupt, replay was aborted";
 /// The bit of e2fsck's exit code for damage that it may not repair without a user (e2fsck(8)).
 const UNCORRECTED: i32 = 4;
 
@@ -46,17 +50,12 @@ pub(crate) fn check(disk: &Path, scratch: &Path, ui: &Ui) -> Result<usize> {
 
 fn check_raw(raw: &Path, part: &Path, ui: &Ui) -> Result<usize> {
     let mut checked = 0;
-    for Partition { start, bytes } in partitions(raw).context("read the disk's partitions")? {
-        let mut magic = [0; MAGIC.len()];
-        let disk = File::open(raw)?;
-        // If this cannot be read, the partition is too small for these file systems.
-        if disk.read_exact_at(&mut magic, start + MAGIC_AT).is_ok() && magic == MAGIC {
-            // The partition is copied, because e2fsck 1.47.0 loses the offset of a file system after it has replayed
-            // the journal.
-            cut_out(raw, start, bytes, part, ui)?;
-            check_one(part, start, ui)?;
-            checked += 1;
-        }
+    for Partition { start, bytes } in ext4_partitions(raw)? {
+        // The partition is copied, because e2fsck 1.47.0 loses the offset of a file system after it has replayed the
+        // journal.
+        cut_out(raw, start, bytes, part, ui)?;
+        check_one(part, start, None, ui)?;
+        checked += 1;
     }
     let nothing = "the disk has no ext4 file system to check";
     let hint = "--fsck supports ext4 on GPT disks; leave it out for this image";
@@ -64,7 +63,20 @@ fn check_raw(raw: &Path, part: &Path, ui: &Ui) -> Result<usize> {
     Ok(checked)
 }
 
-fn cut_out(raw: &Path, start: u64, bytes: u64, part: &Path, ui: &Ui) -> Result<()> {
+/// Returns the partitions with ext4 file systems of a raw disk that has a GPT.
+pub(crate) fn ext4_partitions(raw: &Path) -> Result<Vec<Partition>> {
+    let disk = File::open(raw)?;
+    let mut found = partitions(raw).context("read the disk's partitions")?;
+    found.retain(|partition| {
+        let mut magic = [0; MAGIC.len()];
+        // If this cannot be read, the partition is too small for these file systems.
+        disk.read_exact_at(&mut magic, partition.start + MAGIC_AT).is_ok() && magic == MAGIC
+    });
+    Ok(found)
+}
+
+/// Copies a partition of a raw disk to a sparse file.
+pub(crate) fn cut_out(raw: &Path, start: u64, bytes: u64, part: &Path, ui: &Ui) -> Result<()> {
     let options = format!(
         "driver=raw,offset={start},size={bytes},file.driver=file,file.filename={}",
         // In these options, a comma ends a value, and two commas stand for one.
@@ -77,8 +89,12 @@ fn cut_out(raw: &Path, start: u64, bytes: u64, part: &Path, ui: &Ui) -> Result<(
 }
 
 /// First repairs the file system as a boot does: the journal, then the inodes that were deleted while they were open.
-/// Then checks it without any change. Damage that is still there existed before the power cut.
-fn check_one(part: &Path, start: u64, ui: &Ui) -> Result<()> {
+/// Then checks it without any change. Damage that is still there existed before the power cut. If `undo` is a
+/// directory, [`undo_repairs`] can undo the repairs with the files that are written there.
+///
+/// # Errors
+/// Returns a failure of the guest with e2fsck's output if the file system is damaged.
+pub(crate) fn check_one(part: &Path, start: u64, undo: Option<&Path>, ui: &Ui) -> Result<()> {
     let damaged = |how: String| {
         Failure::guest(
             format!("the guest's file system at byte {start} of its disk is damaged: {how}"),
@@ -93,12 +109,23 @@ fn check_one(part: &Path, start: u64, ui: &Ui) -> Result<()> {
     };
     // The second value is the highest permitted exit code: e2fsck returns 1 after a repair, and 0 if it finds no
     // errors.
-    for (flags, most) in [(&["-p", "-E", "journal_only"][..], 1), (&["-p"], 1), (&["-f", "-n"], 0)] {
+    let undo = undo.map(|directory| UNDO_FILES.map(|name| directory.join(name)));
+    let calls = [(&["-p", "-E", "journal_only"][..], 1), (&["-p"], 1), (&["-f", "-n"], 0)];
+    let mut is_cut_off = false;
+    for (number, (flags, most)) in calls.into_iter().enumerate() {
         // The state is read before and after the journal is replayed, because e2fsck clears it when it makes repairs.
-        ensure!(!has_errors()?, damaged("the guest's kernel has recorded errors in it".to_owned()));
-        let arguments: Vec<_> = flags.iter().map(OsString::from).chain([part.into()]).collect();
+        ensure!(
+            is_cut_off || !has_errors()?,
+            damaged("the guest's kernel has recorded errors in it".to_owned())
+        );
+        let mut arguments: Vec<_> = flags.iter().map(OsString::from).collect();
+        if let Some(file) = undo.as_ref().and_then(|files| files.get(number)) {
+            arguments.extend(["-z".into(), file.into()]);
+        }
+        arguments.push(part.into());
         let output = child::output(&tools::require(CHECKER)?, &arguments, limits::INVENTORY, ui)?;
         let call = format!("{CHECKER} {}", flags.join(" "));
+        is_cut_off = String::from_utf8_lossy(&output.stdout).contains(CUT_OFF);
         match output.status.code() {
             Some(code) if (0..=most).contains(&code) => {}
             Some(code) if code & UNCORRECTED != 0 => {
@@ -111,6 +138,17 @@ fn check_one(part: &Path, start: u64, ui: &Ui) -> Result<()> {
                 bail!("{call}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
             }
         }
+    }
+    Ok(())
+}
+
+/// Undoes the repairs of [`check_one`] with the files in `directory`, and deletes these files.
+pub(crate) fn undo_repairs(part: &Path, directory: &Path, ui: &Ui) -> Result<()> {
+    let undo = tools::require("e2undo")?;
+    for file in UNDO_FILES.iter().rev().map(|name| directory.join(name)).filter(|file| file.exists()) {
+        child::read(&undo, &["-f".into(), file.clone().into(), part.into()], limits::INVENTORY, ui)
+            .context("undo the repairs of a file system")?;
+        remove_file(&file)?;
     }
     Ok(())
 }
@@ -171,6 +209,29 @@ mod tests {
             assert!(Kind::Guest.is(&error), "{change}: {error:#}");
             assert!(format!("{error:#}").contains(words), "{change}: {error:#}");
         }
+    }
+
+    /// Only the first sector of a commit is on the disk, and behind it is older content of the journal.
+    #[test]
+    fn a_torn_commit_is_no_damage() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+        let (part, content, commands) = (at("part"), at("content"), at("commands"));
+        File::create(&part).unwrap().set_len(32 << 20).unwrap();
+        run("mke2fs", &["-q", "-F", "-t", "ext4", "-b", "4096", "-J", "size=4", &part]);
+        std::fs::write(&content, [1; 4096]).unwrap();
+        let text = format!("journal_open -c -v 3\njournal_write -b 8000 {content}\njournal_close\n");
+        std::fs::write(&commands, text).unwrap();
+        run("debugfs", &["-w", "-f", &commands, &part]);
+        let blocks = tools::read(&tools::require("debugfs").unwrap(), &["-R", "blocks <8>", &part]).unwrap();
+        // The commit is behind the superblock, the descriptor and the content.
+        let commit: u64 = blocks.split_whitespace().nth(3).unwrap().parse().unwrap();
+        let file = std::fs::File::options().read(true).write(true).open(&part).unwrap();
+        let mut header = [0; 8];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut header, commit * 4096).unwrap();
+        assert_eq!(header, [0xc0, 0x3b, 0x39, 0x98, 0, 0, 0, 2]);
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 512], commit * 4096 + 512).unwrap();
+        check_one(Path::new(&part), 0, None, &Ui::quiet()).unwrap();
     }
 
     #[test]

@@ -5,11 +5,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use fs_err::File;
+use xtask_core::arch::VmArchitecture;
 use xtask_core::build::Agent;
-use xtask_core::cli::Sabotage;
+use xtask_core::cache::Cache;
+use xtask_core::cli::{DurabilityFault, Sabotage};
 use xtask_core::fs::{make_private_dir, write_private};
 use xtask_core::host::tools;
 use xtask_core::limits;
+use xtask_core::machine::durability;
 use xtask_core::machine::seed::{self, PAYLOAD_LABEL, Restored, SEED_LABEL, Seed};
 use xtask_core::workspace::Workspace;
 use xtask_jobs::{Ui, child};
@@ -52,9 +55,39 @@ pub(crate) struct PayloadDisk<'a> {
     pub(crate) ca: &'a str,
     /// The fault to plant, if any.
     pub(crate) sabotage: Option<Sabotage>,
+    /// The fault of durability to plant, if any, with the library that it needs.
+    pub(crate) plant: Option<&'a Plant>,
     /// For a machine that is restored from a snapshot: the size of its payload disk in bytes, the values that the run
     /// sets in the machine, and the run's keys.
     pub(crate) restored: Option<(u64, Restored<'a>, &'a Keys)>,
+}
+
+/// A fault of durability, and the files that it adds to the payload.
+#[derive(Debug)]
+pub(crate) struct Plant {
+    fault: DurabilityFault,
+    files: Vec<(&'static str, Vec<u8>)>,
+}
+
+impl Plant {
+    /// Compiles the library for `arch` if the fault needs it.
+    ///
+    /// # Errors
+    /// Returns an error if rustc fails.
+    pub(crate) fn make(
+        fault: DurabilityFault,
+        workspace: &Workspace,
+        cache: &Cache,
+        arch: VmArchitecture,
+    ) -> Result<Self> {
+        let mut files = Vec::new();
+        if durability::needs_library(fault) {
+            let compiled = durability::LIBRARY.shared_library(workspace, cache, arch);
+            let (library, _) = compiled.context("compile the library of the planted fault")?;
+            files.push((durability::LIBRARY_FILE, library));
+        }
+        Ok(Self { fault, files })
+    }
 }
 
 /// Writes the cloud-init seed to `disk`.
@@ -72,12 +105,15 @@ pub(crate) fn make_payload(
     work: &Path,
     ui: &Ui,
 ) -> Result<()> {
-    let PayloadDisk { subject, apt_sources, config, ca, sabotage, restored } = *payload;
+    let PayloadDisk { subject, apt_sources, config, ca, sabotage, plant, restored } = *payload;
     let mut files: Vec<(String, Vec<u8>)> = Vec::new();
     let mut add = |name: &str, content: &[u8]| files.push((name.to_owned(), content.to_owned()));
     let apt_sources = subject.is_none().then_some(apt_sources);
-    let script = seed::provision_script(sabotage, restored.map(|(_, restored, _)| restored), apt_sources);
-    add("provision.sh", script.as_bytes());
+    let (fault, of_run) = (plant.map(|plant| plant.fault), restored.map(|(_, restored, _)| restored));
+    add("provision.sh", seed::provision_script(sabotage, fault, of_run, apt_sources).as_bytes());
+    for (name, content) in plant.map_or(&[][..], |plant| &plant.files) {
+        add(name, content);
+    }
     if let Some((_, _, keys)) = restored {
         add("host_key", keys.host_private.as_bytes());
         add("host_key.pub", keys.host_public.as_bytes());
@@ -141,4 +177,41 @@ fn make_fat(disk: &Path, label: &str, files: &[PathBuf], least: u64, ui: &Ui) ->
     let copy = ["-s".as_ref(), "-i".as_ref(), disk].into_iter().chain(files).chain(["::".as_ref()]);
     let copy: Vec<_> = copy.map(OsStr::to_owned).collect();
     child::read(&tools::require("mcopy")?, &copy, limits::SERVER_START, ui).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_has_the_library_of_a_planted_fault() {
+        let directory = tempfile::tempdir().unwrap();
+        let (workspace, ui) = (Workspace::find().unwrap(), Ui::quiet());
+        let cache = Cache::at(&directory.path().join("cache"));
+        let host = VmArchitecture::of_host().unwrap();
+        let (disk, work) = (directory.path().join("payload.img"), directory.path().join("w"));
+        make_private_dir(&work).unwrap();
+        for fault in [DurabilityFault::StateWithoutSync, DurabilityFault::PullWithoutSync] {
+            let plant = Plant::make(fault, &workspace, &cache, host).unwrap();
+            let payload = PayloadDisk {
+                subject: None,
+                apt_sources: &[],
+                config: "",
+                ca: "",
+                sabotage: None,
+                plant: Some(&plant),
+                restored: None,
+            };
+            make_payload(&disk, &workspace, &payload, &work, &ui).unwrap();
+            let read = |name: &str| {
+                let mut mtype = std::process::Command::new(tools::require("mtype").unwrap());
+                mtype.arg("-i").arg(&disk).arg(format!("::{name}")).output().unwrap().stdout
+            };
+            let script = String::from_utf8(read("provision.sh")).unwrap();
+            assert!(script.contains("iot-agent.service.d/plant.conf"), "{fault:?}: {script}");
+            let library = read(durability::LIBRARY_FILE);
+            assert_eq!(library.starts_with(b"\x7fELF"), durability::needs_library(fault), "{fault:?}");
+            std::fs::remove_dir_all(work.join("payload")).unwrap();
+        }
+    }
 }

@@ -13,6 +13,7 @@ pub(crate) mod monitor;
 pub(crate) mod root;
 pub(crate) mod root_port;
 pub(crate) mod ssh;
+pub(crate) mod tunnel;
 pub(crate) mod unit;
 pub(crate) mod watch;
 pub(crate) mod workload;

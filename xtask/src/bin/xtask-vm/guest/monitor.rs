@@ -2,7 +2,6 @@
 //! state of an instance. libvirt cannot be asked for this state, because it ends the QEMU of a guest that is off when
 //! its root is opened. The binary `xtask` uses this file, too.
 
-use std::fmt::{self, Display, Formatter};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -14,35 +13,19 @@ use serde_json::{Value, json};
 use xtask_core::fs::directories;
 use xtask_core::processes::emulator;
 use xtask_core::runs::instance::Instance;
+pub(crate) use xtask_core::runs::listing::State;
 use xtask_core::{bail_host, limits};
 
 /// The directory in which libvirt makes the directory of each QEMU, below the run's working directory.
 const MONITORS: &str = "v/lib/qemu";
 
-/// The state of an instance.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum State {
-    /// QEMU does not run, or its guest has shut down. In the second case, QEMU keeps running, because libvirt starts it
-    /// with `-no-shutdown`.
-    Off,
-    Running,
-    /// QEMU has stopped the guest. The text is QEMU's state (QEMU, RunState), for example `io-error`.
-    Stopped(String),
-}
-
-impl Display for State {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Off => "off",
-            Self::Running => "running",
-            Self::Stopped(state) => state,
-        })
-    }
-}
-
 /// Returns the state of an instance. If its QEMU does not answer, the instance counts as running, because libvirt is
-/// then connected to QEMU for another command that starts or stops the instance.
+/// then connected to QEMU for another command that starts or stops the instance. The state of an instance on a libvirt
+/// daemon is unknown here.
 pub(crate) fn state(instance: &Instance) -> State {
+    if instance.machine.daemon.is_some() {
+        return State::Unknown;
+    }
     let work = instance.work();
     if emulator(&work).is_none() {
         return State::Off;
@@ -59,10 +42,11 @@ pub(crate) fn state(instance: &Instance) -> State {
     }
 }
 
-/// Returns an error if the guest is off, or if QEMU has stopped it.
+/// Returns an error if the guest is off, or if QEMU has stopped it. A guest on a libvirt daemon is not checked
+/// here. If it is off, ssh cannot enter it.
 pub(crate) fn check_running(instance: &Instance, attempted: &str) -> Result<()> {
     match state(instance) {
-        State::Running => Ok(()),
+        State::Running | State::Unknown => Ok(()),
         State::Off => Err(instance.off(attempted).into()),
         State::Stopped(state) => bail_host!(
             "{attempted}: QEMU has stopped the guest, and its state is {state}";
@@ -177,6 +161,7 @@ pub(crate) mod tests {
                 login_user: "debian".to_owned(),
                 ssh_port: Some(40022),
                 console: directory.path().join("console.log"),
+                daemon: None,
             };
             let instance = Instance { machine, directory: directory.path().to_owned() };
             Self { instance, qemu, _directory: directory }

@@ -78,7 +78,11 @@ impl RootPort {
         self.poll(command, limit).map_err(|error| {
             self.close();
             let attempted = format!("send a command to the guest through {}", self.socket.display());
-            host_fault(error, attempted, "read qemu.log in the report's directory, and run again")
+            host_fault(error,
+                attempted,
+                "read QEMU's log (qemu.log in the report's directory, or /var/log/libvirt/qemu on a daemon's host), \
+                 and run again",
+            )
         })
     }
 

@@ -2,11 +2,15 @@
 //! connection of the guest is a connection that QEMU makes, and the guest's gateway stands for this host's loopback.
 //!
 //! Landlock lets QEMU connect only to given TCP ports (Linux 6.7, Documentation/userspace-api/landlock.rst). A seccomp
-//! filter keeps QEMU from UDP and ICMP, for which QEMU uses sockets for datagrams and, as root, raw sockets. Neither
-//! needs privileges or a namespace. Both apply to one thread and to the processes that this thread starts; libvirt's
-//! embedded driver starts QEMU in the thread that calls it.
+//! filter keeps QEMU from UDP and ICMP, for which QEMU uses sockets for datagrams and, as root, raw sockets. For a
+//! guest that reaches the internet, and on a kernel without these rules, [`supervisor`] decides about each connection.
+//! Where that is not possible, Landlock leaves the ports that a guest needs. None of these needs privileges or a
+//! namespace. All apply to one thread and to the processes that this thread starts; libvirt's embedded driver starts
+//! QEMU in the thread that calls it.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::mpsc;
 
 use anyhow::{Context, Result};
 use landlock::{
@@ -17,8 +21,9 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     apply_filter,
 };
-use xtask_core::host::network::{INTERNET_PORTS, LoopbackServices};
-use xtask_jobs::Ui;
+use xtask_core::host::network::{INTERNET_PORTS, LoopbackServices, may_supervise};
+
+use super::supervisor::{self, Policy, Supervisor};
 
 /// The bits of a socket's type without its flags (socket(2)).
 const SOCKET_TYPE: u64 = 0xf;
@@ -28,37 +33,60 @@ const SOCKET_TYPE: u64 = 0xf;
 pub(crate) enum Reach {
     /// These TCP ports of this host: the servers of the run.
     Servers(Vec<u16>),
-    /// These TCP ports of this host, [`INTERNET_PORTS`] of any host, and UDP.
-    Internet(Vec<u16>),
+    /// Other hosts, and of this host's loopback the TCP ports `own` and the name servers. Without a supervisor: all
+    /// these TCP ports and [`INTERNET_PORTS`] of any host, and UDP.
+    Internet {
+        own: Vec<u16>,
+        /// The ports of the proxies on other hosts.
+        proxies: Vec<u16>,
+    },
     /// Everything that this host reaches.
     Everything,
 }
 
 /// Returns whether this host's kernel can confine QEMU.
 pub(crate) fn is_possible() -> bool {
-    ruleset().is_ok()
+    ruleset().is_ok() || can_supervise()
 }
 
-/// Prints which services of this host's loopback a guest that reaches the internet can use. If this kernel cannot
-/// confine QEMU, another note says so.
-pub(crate) fn note_services(ui: &Ui) {
-    if is_possible()
-        && let Some(sentence) = LoopbackServices::read().sentence()
-    {
-        ui.note(&sentence);
-    }
+/// Returns which services of this host's loopback a guest that reaches the internet can use, if nothing decides about
+/// its single connections. `None` if there are no such services, or if QEMU cannot be confined at all.
+pub(crate) fn services_in_reach() -> Option<String> {
+    let is_weak = is_possible() && !can_supervise();
+    is_weak.then(LoopbackServices::read).and_then(|services| services.sentence())
 }
 
-/// Calls `start` in a thread of its own, whose child processes can reach only `reach`. If the kernel has no such rules
-/// for Landlock, they can connect to every TCP port. In this case, preflight has a finding, and the report says that
-/// QEMU was not confined.
-pub(super) fn confined<T: Send>(reach: &Reach, start: impl FnOnce() -> T + Send) -> Result<T> {
+/// Returns whether a supervisor can decide about QEMU's connections.
+fn can_supervise() -> bool {
+    let tried = || std::thread::spawn(supervisor::stop_connections).join();
+    may_supervise() && tried().is_ok_and(|listener| listener.is_ok())
+}
+
+/// Calls `start` in a thread of its own, whose child processes can reach only `reach`. If this host has neither such
+/// rules of Landlock nor a supervisor, they can connect to every TCP port. In this case, preflight has a finding, and
+/// the report says that QEMU was not confined. While the returned supervisor exists, it decides about the connections.
+pub(super) fn confined<T: Send>(
+    reach: &Reach,
+    start: impl FnOnce() -> T + Send,
+) -> Result<(T, Option<Supervisor>)> {
     std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            reach.confine_thread().context("confine QEMU's network")?;
-            Ok(start())
+        let (sender, listener) = mpsc::channel();
+        let thread = scope.spawn(move || {
+            // The first connection of this thread waits for the supervisor.
+            sender.send(reach.confine_thread().context("confine QEMU's network")?).ok();
+            anyhow::Ok(start())
         });
-        thread.join().expect("libvirt's calls do not panic")
+        let supervisor = match (listener.recv(), reach) {
+            (Ok(Some(listener)), Reach::Internet { own, .. }) => {
+                Some(Supervisor::start(listener, Policy { ports: own.clone(), others: true }))
+            }
+            (Ok(Some(listener)), Reach::Servers(ports)) => {
+                Some(Supervisor::start(listener, Policy { ports: ports.clone(), others: false }))
+            }
+            _ => None,
+        };
+        let started = thread.join().expect("libvirt's calls do not panic")?;
+        Ok((started, supervisor))
     })
 }
 
@@ -66,27 +94,37 @@ impl Reach {
     /// Returns the network services that a guest can reach after it has installed its distribution's packages.
     pub(crate) fn without_internet(&self) -> Self {
         match self {
-            Self::Internet(ports) => Self::Servers(ports.clone()),
+            Self::Internet { own, .. } => Self::Servers(own.clone()),
             Self::Servers(_) | Self::Everything => self.clone(),
         }
     }
 
-    fn confine_thread(&self) -> Result<()> {
-        let (ports, others): (_, &[u16]) = match self {
-            Self::Servers(ports) => (ports, &[]),
-            Self::Internet(ports) => (ports, &INTERNET_PORTS),
-            Self::Everything => return Ok(()),
+    /// Confines this thread. Returns the descriptor for a supervisor, if one has to decide about the connections.
+    fn confine_thread(&self) -> Result<Option<OwnedFd>> {
+        let landlock = ruleset();
+        let listener = match self {
+            Self::Everything => return Ok(None),
+            Self::Servers(_) if landlock.is_ok() => None,
+            Self::Servers(_) | Self::Internet { .. } => {
+                may_supervise().then(supervisor::stop_connections).and_then(Result::ok)
+            }
         };
-        if let Ok(mut rules) = ruleset() {
-            for port in ports.iter().chain(others) {
-                rules = rules.add_rule(NetPort::new(*port, AccessNet::ConnectTcp))?;
+        let is_supervised = listener.is_some();
+        if !is_supervised && let Ok(mut rules) = landlock {
+            let ports = match self {
+                Self::Servers(ports) => ports.clone(),
+                Self::Internet { own, proxies } => [own, proxies, &INTERNET_PORTS[..]].concat(),
+                Self::Everything => Vec::new(),
+            };
+            for port in ports {
+                rules = rules.add_rule(NetPort::new(port, AccessNet::ConnectTcp))?;
             }
             rules.restrict_self()?;
         }
         if matches!(self, Self::Servers(_)) {
             apply_filter(&streams_alone()?)?;
         }
-        Ok(())
+        Ok(listener)
     }
 }
 
@@ -133,12 +171,12 @@ mod tests {
         let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let [own, other] = listeners.each_ref().map(|listener| listener.local_addr().unwrap().port());
         let reached = |reach: Reach| {
-            confined(&reach, || (opens("tcp", own), opens("tcp", other), opens("udp", other))).unwrap()
+            let open = || (opens("tcp", own), opens("tcp", other), opens("udp", other));
+            confined(&reach, open).unwrap().0
         };
         let is_open = !is_possible();
         assert_eq!(reached(Reach::Servers(vec![own])), (true, is_open, false));
         assert_eq!(reached(Reach::Servers(Vec::new())), (is_open, is_open, false));
-        assert_eq!(reached(Reach::Internet(vec![own])), (true, is_open, true));
         assert_eq!(reached(Reach::Everything), (true, true, true));
         assert!(opens("tcp", other), "only the thread that starts QEMU is confined");
     }
@@ -152,9 +190,10 @@ mod tests {
         let kinds = [(SocketType::DGRAM, None), (SocketType::RAW, Some(ipproto::ICMP))];
         for (family, (kind, protocol)) in families.into_iter().flat_map(|one| kinds.map(|kind| (one, kind))) {
             let open = || socket(family, kind, protocol).map(drop);
-            let refused = confined(&Reach::Servers(Vec::new()), open).unwrap();
+            let (refused, _) = confined(&Reach::Servers(Vec::new()), open).unwrap();
             assert_eq!(refused, Err(Errno::ACCESS), "{family:?} {kind:?}");
-            assert_ne!(confined(&Reach::Internet(Vec::new()), open).unwrap(), Err(Errno::ACCESS));
+            let internet = Reach::Internet { own: Vec::new(), proxies: Vec::new() };
+            assert_ne!(confined(&internet, open).unwrap().0, Err(Errno::ACCESS));
         }
     }
 }

@@ -1,34 +1,38 @@
 //! libvirt's embedded QEMU driver, with one root for each run. It needs no daemon, no group and no network, and two
-//! runs cannot collide. This file and `remote.rs` are the only ones that name `virt::`.
+//! runs cannot collide. [`daemon`] runs a guest on a libvirt daemon instead. Only this folder names `virt::`.
 
+pub(crate) mod connection;
+pub(crate) mod daemon;
 pub(crate) mod isolation;
+mod machine;
 pub(crate) mod paused;
 mod reaper;
+mod recording;
 pub(crate) mod remote;
+pub(crate) mod supervisor;
+mod throttle;
 
 pub(crate) use isolation::Reach;
-pub(crate) use reaper::children;
+pub(crate) use machine::{Condition, Machine, forwarded_port};
 
 use std::cell::Cell;
-use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use serde_json::{Value, json};
 use virt::connect::Connect;
-use virt::domain::{Domain, DomainState, DomainStateEnum};
+use virt::domain::Domain;
 use xtask_core::cache::Cache;
-use xtask_core::error::{Failure, host_fault};
+use xtask_core::error::Failure;
 use xtask_core::fs::{make_private_dir, write_private};
 use xtask_core::limits;
 use xtask_core::machine::DOMAIN_NAME;
 use xtask_core::message;
 use xtask_core::processes::emulator;
 
-use crate::guest::monitor::returned;
+use supervisor::Supervisor;
 
 /// The flag starts a domain with its processors stopped, so that QEMU's machine can be read before any guest code runs.
 /// The domain is also transient: libvirt deletes the definition when QEMU ends.
@@ -41,26 +45,6 @@ pub(crate) struct Hypervisor {
     owner: PathBuf,
     /// The QEMU that was started last.
     qemu: Cell<Option<Pid>>,
-}
-
-/// A started domain. If this value is dropped, the domain is destroyed, so that no QEMU is left if a run ends early.
-pub(crate) struct Machine {
-    domain: Domain,
-    /// True if a drop must not destroy the domain, because it is already destroyed or becomes an instance.
-    let_go: bool,
-}
-
-/// The state of a domain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Condition {
-    /// QEMU runs, and so do the guest's processors.
-    Running,
-    /// QEMU runs but has stopped the guest, because it cannot write the guest's disk, or because KVM failed.
-    Paused,
-    /// The guest has shut itself down, and its QEMU waits for libvirt to end it.
-    Off,
-    /// QEMU has ended.
-    Gone,
 }
 
 impl Hypervisor {
@@ -89,9 +73,16 @@ impl Hypervisor {
         self.qemu.get().and_then(reaper::signal_that_ended).map_or(Ok(()), |signal| Err(killed(signal, what)))
     }
 
-    fn started(&self, domain: Domain) -> Machine {
-        self.qemu.set(emulator(&self.owner).map(|process| process.pid));
-        Machine { domain, let_go: false }
+    /// Returns the machine of a domain that was just started. If a supervisor decides about QEMU's connections, a
+    /// process of its own does so from now on, because a machine may outlive this process.
+    fn started(&self, domain: Domain, supervisor: Option<Supervisor>) -> Result<Machine> {
+        let qemu = emulator(&self.owner).map(|process| process.pid);
+        self.qemu.set(qemu);
+        let machine = Machine::of(domain);
+        if let Some(supervisor) = supervisor {
+            supervisor.hand_over(qemu.context("find the domain's QEMU")?)?;
+        }
+        Ok(machine)
     }
 
     /// Returns libvirt's version.
@@ -107,14 +98,14 @@ impl Hypervisor {
     fn start(&self, xml: &str, flags: virt::sys::virDomainCreateFlags, reach: &Reach) -> Result<Machine> {
         let connect = &self.connect;
         let create = || reaper::reaping(|| connect.create_domain_xml(xml, flags));
-        let started = isolation::confined(reach, create)?;
-        Ok(self.started(started.context("start the domain")?))
+        let (started, supervisor) = isolation::confined(reach, create)?;
+        self.started(started.context("start the domain")?, supervisor)
     }
 
     /// Returns the machine of this root that another process started and left running, or `None` if there is none.
     pub(crate) fn running(&self) -> Option<Machine> {
         let domain = self.connect.lookup_domain_by_name(DOMAIN_NAME).ok()?;
-        Some(Machine { domain, let_go: true })
+        Some(Machine::left_by_another(domain))
     }
 
     /// Restores the machine whose memory was saved to `memory`, with its processors stopped. The domain in `xml` names
@@ -124,10 +115,10 @@ impl Hypervisor {
         let flags = virt::sys::VIR_DOMAIN_SAVE_PAUSED;
         let connect = &self.connect;
         let restore = || reaper::reaping(|| connect.restore_domain_flags(path, Some(xml), flags));
-        isolation::confined(reach, restore)?
-            .with_context(|| format!("restore the machine whose memory is in {path}"))?;
+        let (restored, supervisor) = isolation::confined(reach, restore)?;
+        restored.with_context(|| format!("restore the machine whose memory is in {path}"))?;
         let domain = self.connect.lookup_domain_by_name(DOMAIN_NAME).context("find the restored domain")?;
-        Ok(self.started(domain))
+        self.started(domain, supervisor)
     }
 }
 
@@ -147,91 +138,6 @@ fn killed(signal: i32, what: &str) -> Failure {
         format!("QEMU was ended by signal {signal} while waiting for {what}"),
         "read qemu.log in the report's directory and the host's kernel log (dmesg); nothing is known about the agent",
     )
-}
-
-impl Machine {
-    /// Returns the current state of the domain.
-    pub(crate) fn condition(&self) -> Condition {
-        // libvirt does not know a transient domain whose QEMU has ended, so an error means that the domain is gone.
-        // `is_active` comes first, because `state` of the crate virt 0.5.0 returns no error in this case.
-        if !self.domain.is_active().unwrap_or(false) {
-            return Condition::Gone;
-        }
-        match self.domain.state() {
-            Ok((DomainStateEnum::Known(DomainState::Paused | DomainState::Crashed), _)) => Condition::Paused,
-            Ok((DomainStateEnum::Known(DomainState::Shutdown | DomainState::Shutoff), _)) => Condition::Off,
-            _ => Condition::Running,
-        }
-    }
-
-    /// Starts the guest's processors.
-    pub(crate) fn resume(&self) -> Result<()> {
-        self.domain.resume().context("start the guest's processors")
-    }
-
-    /// Sends a command of QEMU's machine protocol (QEMU, qemu-qmp-ref) and returns the answer.
-    pub(crate) fn qmp(&self, command: &str, arguments: &Value) -> Result<Value> {
-        let question = json!({ "execute": command, "arguments": arguments }).to_string();
-        let answer = self.monitor(&question, virt::sys::VIR_DOMAIN_QEMU_MONITOR_COMMAND_DEFAULT)?;
-        returned(&answer).with_context(|| format!("ask QEMU: {question}"))
-    }
-
-    /// Sends a command to QEMU's human monitor, for facts that the machine protocol does not have. Returns the output.
-    pub(crate) fn hmp(&self, command: &str) -> Result<String> {
-        self.monitor(command, virt::sys::VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
-    }
-
-    fn monitor(&self, command: &str, protocol: u32) -> Result<String> {
-        let answer = self.domain.qemu_monitor_command(command, protocol);
-        answer.with_context(|| format!("ask QEMU: {command}")).map_err(|error| {
-            let hint =
-                "read qemu.log in the report's directory, and run again; nothing is known about the agent";
-            host_fault(error, "use QEMU's monitor on this host", hint)
-        })
-    }
-
-    /// Leaves the domain running when this value is dropped.
-    pub(crate) fn let_go(&mut self) {
-        self.let_go = true;
-    }
-
-    /// Stops the domain, writes its memory and the state of its devices to `memory`, and ends it (virDomainSave).
-    pub(crate) fn save(&mut self, memory: &Path) -> Result<()> {
-        let path =
-            CString::new(memory.as_os_str().as_encoded_bytes()).context("the path contains a NUL byte")?;
-        // SAFETY: the domain lives as long as `self`, and libvirt copies the path. The crate virt 0.5 does not wrap
-        // this call.
-        let saved =
-            reaper::reaping(|| unsafe { virt::sys::virDomainSave(self.domain.as_ptr(), path.as_ptr()) });
-        if saved < 0 {
-            return Err(virt::error::Error::last_error())
-                .with_context(|| format!("save the machine's memory to {}", memory.display()));
-        }
-        self.let_go = true;
-        Ok(())
-    }
-
-    /// Ends QEMU with SIGTERM and then SIGKILL, and does not notify the guest (virDomainDestroy).
-    pub(crate) fn destroy(&mut self) -> Result<()> {
-        // Even after an error, a drop must not destroy the run's next machine, which has the same name and identity.
-        self.let_go = true;
-        let destroyed = reaper::reaping(|| self.domain.destroy()).context("destroy the domain");
-        if self.condition() == Condition::Gone { Ok(()) } else { destroyed }
-    }
-
-    /// Returns the port on 127.0.0.1 that is forwarded to `guest_port`. The kernel chose this port.
-    pub(crate) fn port_to(&self, guest_port: u16) -> Result<u16> {
-        forwarded_port(&self.hmp("info usernet")?, guest_port)
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        if !self.let_go {
-            // The error is ignored: the clean-up of the run's directory ends all processes of the run.
-            drop(self.destroy());
-        }
-    }
 }
 
 /// Links the `cache` of a root to one directory for all roots, because libvirt takes seconds to probe QEMU. The record
@@ -261,19 +167,6 @@ fn on_one_processor<T>(call: impl FnOnce() -> T) -> T {
         let _ = sched_setaffinity(None, &allowed);
     }
     result
-}
-
-/// Returns the host's port that is forwarded to `guest_port`, from a row of `info usernet` like
-/// `TCP[HOST_FORWARD]  14  127.0.0.1 37787  10.0.2.15  22 …`.
-pub(crate) fn forwarded_port(table: &str, guest_port: u16) -> Result<u16> {
-    let wanted = guest_port.to_string();
-    let port = table.lines().find_map(|line| match *line.split_whitespace().collect::<Vec<_>>() {
-        ["TCP[HOST_FORWARD]", _, "127.0.0.1", port, _, to, ..] if to == wanted => Some(port),
-        _ => None,
-    });
-    let port =
-        port.with_context(|| format!("QEMU forwards no port to the guest's port {guest_port}: {table:?}"));
-    port?.parse().with_context(|| format!("read the port in {table:?}"))
 }
 
 /// Returns libvirt's `qemu.conf`. libvirt writes the console's file without virtlogd, and QEMU runs as this user, who
@@ -310,17 +203,6 @@ mod tests {
     use xtask_core::error::Kind;
 
     use super::*;
-
-    #[test]
-    fn the_forwarded_port_is_read_from_qemus_table() {
-        let table = "Hub -1 (net0):\r\n  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\r\n\
-                     \x20 TCP[ESTABLISHED]   15  10.0.2.15 40000  127.0.0.1 4222 0 0\r\n\
-                     \x20 TCP[HOST_FORWARD]  14       127.0.0.1 37787       10.0.2.15    22     0     0\r\n\
-                     \x20 TCP[HOST_FORWARD]  15       127.0.0.1 41002       10.0.2.15  8080     0     0\r\n";
-        assert_eq!(forwarded_port(table, 22).unwrap(), 37787);
-        assert_eq!(forwarded_port(table, 8080).unwrap(), 41002);
-        assert!(forwarded_port(table, 8081).unwrap_err().to_string().contains("no port"));
-    }
 
     #[test]
     fn a_qemu_that_a_signal_ended_is_the_hosts_fault() {

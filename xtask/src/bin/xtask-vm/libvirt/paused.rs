@@ -10,20 +10,26 @@ use xtask_core::fs::write_private;
 use xtask_core::preflight::findings::{Finding, Severity};
 use xtask_core::readback::ExpectedMachine;
 use xtask_core::readback::diff::diff;
+use xtask_core::readback::live;
 use xtask_core::readback::observed::Observed;
 
-use crate::libvirt::Machine;
+use crate::libvirt::{Condition, Machine};
 
 /// The file with the domain's XML, in the run's working directory.
 pub(crate) const XML: &str = "domain.xml";
 /// The file with the [`ExpectedMachine`], beside the XML.
 pub(crate) const EXPECTED: &str = "expected.json";
+/// The file with libvirt's description of the running domain, if QEMU could not be asked.
+pub(crate) const LIVE_XML: &str = "live.xml";
 /// The file with the commands to QEMU and its answers, beside the XML.
 pub(crate) const TRANSCRIPT: &str = "qmp.json";
 
 /// Compares a paused domain with the expected machine and returns the differences. The domain stays paused. QEMU's
 /// answers are written to `work`.
 pub(crate) fn read(machine: &Machine, expected: &ExpectedMachine, work: &Path) -> Result<Vec<Finding>> {
+    if !machine.answers_qmp() {
+        return read_from_libvirt(machine, expected, work);
+    }
     let mut transcript = Vec::new();
     let mut ask = |command: &str, arguments: &Value| {
         let answer = machine.qmp(command, arguments);
@@ -37,12 +43,36 @@ pub(crate) fn read(machine: &Machine, expected: &ExpectedMachine, work: &Path) -
     Ok(diff(expected, &seen?))
 }
 
+/// Compares a paused domain with the expected machine by libvirt's description of it. A daemon may refuse to pass
+/// commands on to QEMU.
+fn read_from_libvirt(machine: &Machine, expected: &ExpectedMachine, work: &Path) -> Result<Vec<Finding>> {
+    let xml = machine.live_xml()?;
+    write_private(&work.join(LIVE_XML), &xml)?;
+    if machine.condition() != Condition::Paused {
+        bail_host!(
+            "the guest runs, although it was started paused";
+            "run again; if it happens again, compare with another version of libvirt"
+        );
+    }
+    live::diff(expected, &xml).map_err(anyhow::Error::msg).context("read the domain back from libvirt")
+}
+
 /// Compares a paused domain with the expected machine, and lets the guest run if no difference blocks.
 ///
 /// # Errors
 /// Returns a failure of the host if QEMU's machine does not match the requested domain: a run on it would prove
 /// nothing.
 pub(crate) fn resume_verified(machine: Machine, expected: &ExpectedMachine, work: &Path) -> Result<Machine> {
+    let machine = verified(machine, expected, work)?;
+    machine.resume()?;
+    Ok(machine)
+}
+
+/// Compares a paused domain with the expected machine like [`resume_verified`], and leaves the domain paused.
+///
+/// # Errors
+/// Returns the errors of [`resume_verified`].
+pub(crate) fn verified(machine: Machine, expected: &ExpectedMachine, work: &Path) -> Result<Machine> {
     let findings = read(&machine, expected, work)?;
     let blocking = findings.iter().filter(|finding| finding.severity == Severity::Blocks);
     let blocking: Vec<_> =
@@ -55,6 +85,5 @@ pub(crate) fn resume_verified(machine: Machine, expected: &ExpectedMachine, work
             expected.architecture
         );
     }
-    machine.resume()?;
     Ok(machine)
 }

@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, Once, PoisonError};
 
 use anyhow::{Context, Result};
-use rustix::process::{Pid, WaitOptions, getpid, set_child_subreaper, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, waitpid};
 use xtask_core::limits;
 
 /// The beginning of the process name of a QEMU. The kernel keeps 15 bytes of a name: `qemu-system-aar`.
@@ -80,6 +80,15 @@ pub(crate) fn children() -> Vec<Pid> {
     pids.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
 }
 
+/// Ends the children that are not in `before`. libvirt itself ends the ssh that it has started only when its call
+/// returns.
+pub(crate) fn end_children_since(before: &[Pid]) {
+    for child in children().into_iter().filter(|child| !before.contains(child)) {
+        // An error means that the process has already ended by itself.
+        let _ = kill_process(child, Signal::TERM);
+    }
+}
+
 /// Returns the children that are zombies of QEMU daemons.
 fn dead_emulators() -> Vec<Pid> {
     let Some(own_session) = stat("self").as_deref().and_then(|own| Some(named(own)?.session)) else {
@@ -124,8 +133,6 @@ mod tests {
     use std::path::{Path, PathBuf};
     use std::process::Command;
     use std::time::Instant;
-
-    use rustix::process::{Signal, kill_process};
 
     use super::*;
 

@@ -1,16 +1,16 @@
-//! Asks the libvirt that `preflight --connect` names for facts, and changes nothing in it. This file and `mod.rs`,
-//! which has the embedded driver, are the only ones that name `virt::`.
+//! Asks the libvirt that `--connect` names for facts, and changes nothing in it.
 
 use virt::connect::Connect;
 use virt::error::Error;
 use virt::error::ErrorNumber::{self, AccessDenied, AuthFailed, AuthUnavailable, OperationDenied};
 use xtask_core::arch::{Accelerator, VmArchitecture};
-use xtask_core::cli::MachineArgs;
+use xtask_core::cli::{self, DEFAULT_NAME, MachineArgs, PlaceArgs};
 use xtask_core::libvirt_uri::ConnectUri;
+use xtask_core::preflight::PreflightRequest;
 use xtask_core::preflight::remote::capabilities::{self, DomainOffer, GuestOffer};
 use xtask_core::preflight::remote::refusal::Refusal;
 use xtask_core::preflight::remote::{
-    Access, ConnectionFacts, ConnectionOffer, DEFAULT, Network, Node, Pool, accelerator,
+    Access, ConnectionFacts, ConnectionOffer, Network, Node, Pool, accelerator,
 };
 
 /// A function that is called before each question with a description of it.
@@ -19,14 +19,13 @@ pub(crate) type OnQuestion<'a> = &'a dyn Fn(&'static str);
 /// Asks all questions. This takes as long as the other libvirt needs: there is no time limit here.
 pub(crate) fn gather(
     uri: &ConnectUri,
-    architectures: &[VmArchitecture],
-    machine: &MachineArgs,
+    asked: &PreflightRequest<'_>,
     progress: OnQuestion<'_>,
 ) -> ConnectionFacts {
     // libvirt returns its errors as values. By default, it prints them as well.
     virt::error::clear_error_callback();
     progress("open the connection");
-    let answer = open(uri).map(|(connect, access)| offer(&connect, access, architectures, machine, progress));
+    let answer = open(uri).map(|(connect, access)| offer(&connect, access, asked, progress));
     ConnectionFacts { uri: uri.clone(), answer }
 }
 
@@ -64,8 +63,7 @@ fn access(connect: &Connect) -> Access {
 fn offer(
     connect: &Connect,
     access: Access,
-    architectures: &[VmArchitecture],
-    machine: &MachineArgs,
+    asked: &PreflightRequest<'_>,
     progress: OnQuestion<'_>,
 ) -> ConnectionOffer {
     progress("describe its host");
@@ -83,20 +81,13 @@ fn offer(
     progress("describe what its guests can have");
     let known = guests.as_deref().unwrap_or_default();
     // libvirt does not answer this question on a read-only connection (CVE-2019-10167).
-    let asked = if access == Access::Full { architectures } else { &[] };
-    let domains = asked.iter().filter_map(|arch| domain(connect, known, *arch, machine)).collect();
+    let architectures = if access == Access::Full { asked.architectures } else { &[] };
+    let domains =
+        architectures.iter().filter_map(|arch| domain(connect, known, *arch, asked.machine)).collect();
     progress("look up its network");
-    let network = connect.lookup_network_by_name(DEFAULT).and_then(|network| {
-        // A network without a definition on disk has no autostart: libvirt returns an error for it.
-        Ok(Network { active: network.is_active()?, autostart: network.autostart().unwrap_or(false) })
-    });
-    let network = words(unless(ErrorNumber::NoNetwork, network));
+    let network = network(connect, asked.place);
     progress("look up its storage pool");
-    let pool = connect.lookup_storage_pool_by_name(DEFAULT).and_then(|pool| {
-        let active = pool.is_active()?;
-        Ok(Pool { active, free: if active { pool.info()?.available } else { 0 } })
-    });
-    let pool = words(unless(ErrorNumber::NoStoragePool, pool));
+    let pool = pool(connect, asked.place.pool());
     ConnectionOffer {
         access,
         hypervisor,
@@ -128,8 +119,29 @@ fn domain(
     Some((arch, xml.and_then(|xml| capabilities::domain(&xml))))
 }
 
+/// Returns the network of `--network nat:NAME`, or the network `default`.
+fn network(connect: &Connect, place: &PlaceArgs) -> Result<Option<Network>, String> {
+    let name = match &place.network {
+        Some(cli::Network::Nat(name)) => name,
+        _ => DEFAULT_NAME,
+    };
+    let network = connect.lookup_network_by_name(name).and_then(|network| {
+        // A network without a definition on disk has no autostart: libvirt returns an error for it.
+        Ok(Network { active: network.is_active()?, autostart: network.autostart().unwrap_or(false) })
+    });
+    words(unless(ErrorNumber::NoNetwork, network))
+}
+
+fn pool(connect: &Connect, name: &str) -> Result<Option<Pool>, String> {
+    let pool = connect.lookup_storage_pool_by_name(name).and_then(|pool| {
+        let active = pool.is_active()?;
+        Ok(Pool { active, free: if active { pool.info()?.available } else { 0 } })
+    });
+    words(unless(ErrorNumber::NoStoragePool, pool))
+}
+
 /// Returns the object that was looked up, or `None` if the error is `none`, which says that there is no such object.
-fn unless<T>(none: ErrorNumber, result: Result<T, Error>) -> Result<Option<T>, Error> {
+pub(super) fn unless<T>(none: ErrorNumber, result: Result<T, Error>) -> Result<Option<T>, Error> {
     match result {
         Err(error) if error.code() == none.into() => Ok(None),
         result => result.map(Some),

@@ -1,8 +1,7 @@
 //! The checks of preflight that need libvirt. [`rehearsal`] starts the domain that a smoke would use, with stopped
-//! processors, and examines QEMU's machine. [`sabotage`] plants faults that the rehearsal must find. [`connection`]
-//! queries the libvirt that `--connect` names.
+//! processors, and examines QEMU's machine. [`sabotage`] plants faults that the rehearsal must find. The libvirt that
+//! `--connect` names is checked, too.
 
-mod connection;
 mod rehearsal;
 mod sabotage;
 
@@ -15,11 +14,18 @@ use xtask_core::workspace::Workspace;
 
 use xtask_jobs::Ui;
 
+use crate::libvirt::connection;
+
 /// Runs all checks of `xtask`, and then the checks that need libvirt.
 pub(crate) fn run(workspace: &Workspace, args: &PreflightArgs, verbosity: Verbosity) -> Result<()> {
     let ui = Ui::install(verbosity)?;
     let architectures = architectures(args);
-    let asked = PreflightRequest { architectures: &architectures, machine: &args.machine, for_ci: false };
+    let asked = PreflightRequest {
+        architectures: &architectures,
+        machine: &args.machine,
+        place: args.place_of_facts(),
+        for_ci: false,
+    };
     let mut preflight = Preflight::check(workspace, &asked)?;
     // A rehearsal needs, for example, an emulator, so it takes place only if no finding blocks. The findings are shown
     // below.
@@ -28,8 +34,9 @@ pub(crate) fn run(workspace: &Workspace, args: &PreflightArgs, verbosity: Verbos
         preflight.add(found);
     }
     // The libvirt of `--connect` is checked even if the rehearsal has found a fault.
-    if let Some(uri) = &args.connect {
-        preflight.add(connection::findings(uri, &asked, &ui)?);
+    if let Some(uri) = &args.place.connect {
+        let asked = PreflightRequest { place: &args.place, ..asked };
+        preflight.add(connection::check(uri, &asked, &ui)?.1);
     }
     present(&preflight, args)?;
     let Some(fault) = args.sabotage else { return Ok(()) };

@@ -73,8 +73,8 @@ pub(super) fn findings(facts: &[Facts], args: &PreflightArgs, ui: &Ui) -> Result
 /// Returns the finding that describes a rehearsed machine, and how long the rehearsal took.
 fn describe(plan: &Plan, base: &str, started: Instant) -> Finding {
     let seconds = human_seconds(started.elapsed().as_secs_f64());
-    let (qemu, accelerator, firmware) =
-        (&plan.qemu_version, plan.accelerator(), plan.firmware.code.display());
+    let (qemu, accelerator) = (&plan.qemu_version, plan.accelerator());
+    let firmware = plan.firmware.as_ref().map_or(Path::new("no firmware"), |pair| &pair.code).display();
     Finding::informs(
         "rehearsed",
         format!("the {} machine was rehearsed in {seconds}", plan.spec.architecture),
@@ -113,7 +113,7 @@ impl Stage<'_> {
         let mut expected = ExpectedMachine::of(&params)?;
         let xml = match self.fault {
             None => xml::domain_xml(&params),
-            Some(fault) => sabotage::plant(fault, params, &mut expected, &plan.firmware, work)?,
+            Some(fault) => sabotage::plant(fault, params, &mut expected, plan.own_firmware()?, work)?,
         };
         self.ui.check()?;
         let mut machine = match self.hypervisor.start_paused(&xml, &Reach::Servers(Vec::new())) {

@@ -6,19 +6,19 @@ use xtask_core::cli::Sabotage;
 use xtask_core::error::{Failure, Kind};
 use xtask_core::host::kvm;
 use xtask_core::limits;
-use xtask_core::machine::RunFiles;
 use xtask_core::machine::seed::{PayloadTime, Seed, marker};
+use xtask_core::machine::{HOST_FROM_GUEST, RunFiles};
 use xtask_core::plan::Plan;
-use xtask_core::processes::emulator;
 use xtask_core::report::EventKind;
 use xtask_core::snapshot::neutral_seed;
 use xtask_images::ReadyImage;
 
-use super::prepare::{Prepared, apt_sources, make_writable_files, may_be_warm, not_started};
+use super::on_daemon::Leasing;
+use super::prepare::{Prepared, apt_sources, make_writable_files, may_be_warm, not_started, why_cold};
 use super::run::Run;
 use super::running::RunningVm;
 use super::target::Domain;
-use super::warm::Warm;
+use super::warm::{Ground, Warm};
 use crate::guest::media::{self, Delivered};
 use crate::libvirt::Condition;
 
@@ -31,46 +31,65 @@ pub(super) fn boot<'slot>(
     subject: Delivered<'_>,
     slot: &'slot mut Option<RunningVm>,
 ) -> Result<(&'slot mut RunningVm, String)> {
+    let (mut ground, mut why) =
+        (Ground::begin(run, plan).map_err(not_started)?, why_cold(&run.options, plan));
     if may_be_warm(&run.options, plan) {
-        return Warm { run, plan, image, subject }.restore(slot);
+        match ground.platform(plan) {
+            Ok(platform) => return Warm { run, plan, image, subject }.restore(ground, &platform, slot),
+            Err(reason) => why = Some(reason),
+        }
     }
-    let started = start(run, plan, image, subject).map_err(not_started)?;
+    let started = match ground {
+        Ground::Here(prepared) => start(*prepared, run, plan, image, subject),
+        Ground::Daemon(begun) => begun.start(run, plan, image, subject),
+    };
+    let started = started.map_err(not_started)?;
     let vm = slot.insert(started);
     // Emulation, if KVM was refused, has another limit.
     vm.deadline = run.times.deadline();
     vm.reach_userspace(run, plan, image)?;
-    let detail = format!("{}, {}", vm.plan.accelerator(), vm.plan.cpu.describe());
+    let why = why.map_or(String::new(), |why| format!(" (cold: {why})"));
+    let detail = format!("{}, {}{why}", vm.plan.accelerator(), vm.plan.cpu.describe());
     Ok((vm, detail))
 }
 
-/// Makes the broker, keys, disks and NVRAM, and starts the domain.
-fn start(run: &Run<'_>, plan: &mut Plan, image: &ReadyImage, subject: Delivered<'_>) -> Result<RunningVm> {
+/// Makes the disks and the NVRAM of a machine of the embedded driver, and starts its domain.
+fn start(
+    prepared: Prepared,
+    run: &Run<'_>,
+    plan: &mut Plan,
+    image: &ReadyImage,
+    subject: Delivered<'_>,
+) -> Result<RunningVm> {
     let sabotage = run.options.sabotage;
     let work = run.dir.work();
-    let prepared = Prepared::make(run, plan)?;
     let mut files = RunFiles::of_run(&work, run.dir.path().join("console.log"))?;
     files.backing = vec![image.disk.clone()];
     let seed = Seed { sabotage, payload: PayloadTime::AtFirstBoot, ..neutral_seed(plan) };
-    media::make_seed(&files.seed, &prepared.keys.seed(run.dir.id(), &seed), &work, &run.ui)?;
-    let (config, ca) = (prepared.broker.agent_config(), prepared.broker.ca());
+    media::make_seed(&files.seed, &prepared.parts.keys.seed(run.dir.id(), &seed), &work, &run.ui)?;
+    let broker = &prepared.parts.broker;
+    let (config, ca) = (broker.agent_config(HOST_FROM_GUEST), broker.ca());
     let apt_sources = apt_sources(plan, subject, &run.ui)?;
+    let plant = run.plant(plan)?;
     let disk = media::PayloadDisk {
         subject,
         apt_sources: &apt_sources,
         config: &config,
         ca,
         sabotage,
+        plant: plant.as_ref(),
         restored: None,
     };
     media::make_payload(&files.payload, run.workspace, &disk, &work, &run.ui)?;
     make_writable_files(plan, &files, &image.base(), &run.ui)?;
     let reach = prepared.reach_of_first_boot(run, plan);
     let mut domain = Domain::write(plan, &files, &work, reach.clone())?;
+    domain.record_writes(run.write_log());
     let machine = match domain.start(&prepared.hypervisor) {
-        // Other errors (no memory, a CPU model that KVM lacks) are not KVM's fault, and emulation would not help.
-        Err(error) if plan.accelerator() == Accelerator::Kvm && blames_kvm(&error) => {
-            *plan = without_kvm(run, plan, &format!("KVM does not start the machine: {error:#}"))?;
+        Err(error) => {
+            emulate_instead(run, plan, error)?;
             domain = Domain::write(plan, &files, &work, reach)?;
+            domain.record_writes(run.write_log());
             domain.start(&prepared.hypervisor)
         }
         started => started,
@@ -85,18 +104,18 @@ impl RunningVm {
         if self.plan.accelerator() == Accelerator::Kvm {
             self.see_kvm_work(run, plan, image)?;
         }
-        let work = run.dir.work();
         let kill = run.options.sabotage == Some(Sabotage::KillQemu);
-        let mut is_planted = false;
+        let (mut is_planted, mut leasing, mut no_address) = (false, Leasing::default(), None);
         let waited = self.wait_for_first_boot(self.deadline, "the guest's userspace", |vm| {
             if kill && !is_planted && vm.kernel_has_spoken() {
-                let qemu = emulator(&work).context("find the run's QEMU to plant the fault")?;
-                qemu.kill().context("plant the fault")?;
+                vm.target.kill_qemu().context("plant the fault")?;
                 is_planted = true;
             }
-            Ok(vm.console.line_with(marker::STARTED).map(drop))
+            no_address = leasing.poll(vm).err();
+            Ok((no_address.is_some() || vm.console.line_with(marker::STARTED).is_some()).then_some(()))
         });
-        waited.map_err(|error| if is_planted { planted(error) } else { error })
+        waited.map_err(|error| if is_planted { planted(error) } else { error })?;
+        no_address.map_or_else(|| self.connect_tunnel(leasing), Err)
     }
 
     /// Waits until the guest shows a sign of life under KVM. If it shows none and its processors execute nothing,
@@ -107,7 +126,13 @@ impl RunningVm {
         let waited = self.wait_until(deadline, "a sign of life of the guest under KVM", |vm| {
             Ok(vm.shows_life().then_some(()))
         });
-        let Err(error) = waited else { return kvm::forget_failure(&run.cache, plan.kvm_candidate()) };
+        let Err(error) = waited else {
+            return if plan.is_here() {
+                kvm::forget_failure(&run.cache, plan.kvm_candidate())
+            } else {
+                Ok(())
+            };
+        };
         // An interrupt, a fault on the console, and the end of QEMU or of the broker are not KVM's fault. A firmware
         // that reports that the image does not boot has run, and it would report the same under emulation. The
         // remaining cases are a guest without output and a guest that KVM stopped.
@@ -130,12 +155,8 @@ impl RunningVm {
         *plan = without_kvm(run, plan, &reason)?;
         self.plan = plan.clone();
         self.deadline = run.times.deadline();
-        make_writable_files(plan, &self.files, &image.base(), &run.ui)?;
-        let reach = self.target.reach().clone();
-        let domain = Domain::write(plan, &self.files, &run.dir.work(), reach)?;
         self.console.new_boot()?;
-        let machine = domain.start(&self.target.hypervisor)?;
-        self.target.replace(domain, machine);
+        self.target.start_again(run, plan, &self.files, image)?;
         self.root.connect();
         Ok(())
     }
@@ -172,7 +193,9 @@ fn planted(error: Error) -> Error {
 fn without_kvm(run: &Run<'_>, plan: &Plan, reason: &str) -> Result<Plan> {
     // libvirt passes on all output of QEMU; the first line has the reason.
     let reason = reason.lines().next().unwrap_or(reason).to_owned();
-    kvm::remember_failure(&run.cache, plan.kvm_candidate(), &reason)?;
+    if plan.is_here() {
+        kvm::remember_failure(&run.cache, plan.kvm_candidate(), &reason)?;
+    }
     if !plan.may_fall_back() {
         return Err(Failure::host(reason, "leave out --accel to have the guest emulated").into());
     }
@@ -183,6 +206,19 @@ fn without_kvm(run: &Run<'_>, plan: &Plan, reason: &str) -> Result<Plan> {
     Ok(plan)
 }
 
+/// Changes the plan to emulation if KVM itself refuses to start the machine.
+///
+/// # Errors
+/// Returns the error if it is not KVM's. Returns another error if the user requested KVM by name.
+pub(super) fn emulate_instead(run: &Run<'_>, plan: &mut Plan, error: Error) -> Result<()> {
+    // Other errors (no memory, a CPU model that KVM lacks) are not KVM's fault, and emulation would not help.
+    if plan.accelerator() != Accelerator::Kvm || !blames_kvm(&error) {
+        return Err(error);
+    }
+    *plan = without_kvm(run, plan, &format!("KVM does not start the machine: {error:#}"))?;
+    Ok(())
+}
+
 /// Parts of the messages with which QEMU and libvirt refuse to start a machine under KVM. The word KVM alone is not
 /// enough, because a path of the user may contain it.
 const KVM_REFUSES: &[&str] = &[
@@ -190,6 +226,7 @@ const KVM_REFUSES: &[&str] = &[
     "could not access kvm kernel module",
     "ioctl(kvm_",
     "kvm_init_vcpu",
+    "kvm_buf_set_msrs",
     "kvm is not supported for this guest cpu type",
     "virtualization type 'kvm' is not supported",
     "type=kvm",
@@ -214,6 +251,7 @@ mod tests {
             ),
             ("qemu-system-x86_64: failed to initialize kvm: Operation not permitted", true),
             ("Could not access KVM kernel module: No such file or directory", true),
+            ("../../target/i386/kvm/kvm.c:3183: kvm_buf_set_msrs: Assertion `ret == n' failed.", true),
             ("KVM is not supported for this guest CPU type", true),
             ("cannot access /srv/kvm/runs/1/w/disk.qcow2: No such file or directory", false),
             ("cannot set up guest memory 'pc.ram': Cannot allocate memory", false),

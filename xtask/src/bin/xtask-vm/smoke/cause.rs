@@ -9,13 +9,22 @@ use super::observed::check_system;
 use super::running::RunningVm;
 use crate::guest::watch::Deadline;
 
-/// Adds the fault of the guest's system as the cause of a failure of the guest. Other errors stay as they are, and so
-/// does a failure in a guest that is sound or does not answer.
+/// Adds the fault of the guest's system as the cause of a failure of the guest. A failure in a guest that is sound or
+/// does not answer stays as it is. If the connection to a libvirt daemon has ended, every error is the host's.
 pub(super) fn explained<T>(vm: &mut RunningVm, outcome: Result<T>) -> Result<T> {
     let error = match outcome {
-        Err(error) if Kind::Guest == error::kind(&error) => error,
-        other => return other,
+        Err(error) => error,
+        Ok(value) => return Ok(value),
     };
+    if Kind::Interrupted.is(&error) {
+        return Err(error);
+    }
+    if let Some(broken) = vm.target.broken_connection("the phase to end") {
+        return Err(error.context(broken));
+    }
+    if Kind::Guest != error::kind(&error) {
+        return Err(error);
+    }
     match system_fault(vm) {
         Some(fault) if !format!("{error:#}").contains(&fault) => Err(because(error, fault)),
         _ => Err(error),

@@ -209,7 +209,7 @@ mod tests {
         report.guest.firmware = Some(FirmwareReport {
             code: "/c".into(),
             vars_template: "/v".into(),
-            code_sha256: "0".to_owned(),
+            code_sha256: Some("0".to_owned()),
         });
         report.conclude(Verdict::Verified, 90.0);
         report
@@ -220,7 +220,7 @@ mod tests {
         let Subcommand::Heavy(HeavyCommand::Smoke(args)) = Cli::parse_from(line.split(' ')).command else {
             panic!("smoke")
         };
-        args
+        *args
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use agent_protocol::{DeploymentStatus, Phase as DeploymentPhase};
+use agent_protocol::{DeploymentStatus, DeviceStatus, Phase as DeploymentPhase};
 use xtask_core::bail_guest;
 use xtask_core::error::Failure;
 use xtask_core::report::WorkloadEvidence;
@@ -34,7 +34,9 @@ impl ExpectedDeployment {
         Self { name, revision, phase: DeploymentPhase::Running, troubled: BTreeSet::new(), failed_with: None }
     }
 
-    /// Returns the expectation that the deployment, which was deleted at `revision`, is gone.
+    /// Returns the expectation that the deployment, which was deleted at `revision`, is gone. A status that
+    /// acknowledges the deletion then has no line for the deployment. In the status of an earlier agent, the line
+    /// stays.
     pub(crate) fn removed(name: &'static str, revision: u64) -> Self {
         Self { phase: DeploymentPhase::Removed, ..Self::running(name, revision) }
     }
@@ -43,6 +45,10 @@ impl ExpectedDeployment {
     /// state will not be reached.
     pub(crate) fn check(&mut self, seen: &ReceivedStatus) -> Result<bool, Failure> {
         let line = seen.status.deployment(self.name);
+        if line.is_none() && self.phase == DeploymentPhase::Removed {
+            let DeviceStatus { desired_revision, deployments_omitted, .. } = &seen.status;
+            return Ok(*desired_revision >= self.revision && *deployments_omitted == 0);
+        }
         let Some(line) = line.filter(|line| line.desired_revision >= self.revision) else {
             return Ok(false);
         };
@@ -151,6 +157,7 @@ mod tests {
             phase,
             container: (!state.is_empty()).then_some(container),
             running_revision: None,
+            missing_limits: Vec::new(),
             downloaded_bytes: None,
             last_error: error.map(str::to_owned),
             restarts: 0,
@@ -176,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_gone_once_there_is_no_container() {
+    fn it_is_gone_once_there_is_no_container_or_no_line() {
         let mut wanted = ExpectedDeployment::removed("persistent", 7);
         for seen in [
             with(1, 6, DeploymentPhase::Running, "running", None),
@@ -186,6 +193,13 @@ mod tests {
             assert!(!wanted.check(&seen).unwrap(), "{seen:?}");
         }
         assert!(wanted.check(&with(4, 7, DeploymentPhase::Removed, "", None)).unwrap());
+        let mut without = seen(5, "b1");
+        for (desired_revision, deployments_omitted, is_gone) in [(6, 0, false), (7, 1, false), (7, 0, true)] {
+            (without.status.desired_revision, without.status.deployments_omitted) =
+                (desired_revision, deployments_omitted);
+            assert_eq!(wanted.check(&without).unwrap(), is_gone, "{without:?}");
+        }
+        assert!(!ExpectedDeployment::running("persistent", 7).check(&without).unwrap());
         let describe =
             wanted.describe(Some(&with(5, 7, DeploymentPhase::Removing, "running", Some("podman is away"))));
         assert_eq!(describe, "says removing at revision 7 (podman is away)");

@@ -9,7 +9,6 @@ use xtask_core::cli::{Disturb, Disturbance};
 use xtask_core::error::host_fault;
 use xtask_core::format::name_of;
 use xtask_core::limits;
-use xtask_core::processes::emulator;
 use xtask_core::report::EventKind;
 
 use super::running::RunningVm;
@@ -108,7 +107,7 @@ impl RunningVm {
     /// Stops QEMU with SIGSTOP for a while. A pause over QMP would stop the guest's clock, too, and the guest would not
     /// notice the pause.
     fn stop_for_a_while(&self) -> Result<()> {
-        let qemu = emulator(self.target.work()).context("find the run's QEMU to stop it")?;
+        let qemu = self.target.emulator().context("find the run's QEMU to stop it")?;
         qemu.signal(Signal::STOP).context("stop QEMU")?;
         let until = Instant::now() + limits::STOPPED;
         let mut waited = Ok(());

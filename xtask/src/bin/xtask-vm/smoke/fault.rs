@@ -60,12 +60,7 @@ impl OngoingFault {
     pub(super) fn end(self, vm: &mut RunningVm) -> Result<ReceivedStatus> {
         vm.fault = None;
         match self.fault {
-            Fault::PowerCut => {
-                vm.target.power_on()?;
-                vm.record(EventKind::Boot, "the machine was switched on again");
-                vm.root.connect();
-                vm.limit_disk()?;
-            }
+            Fault::PowerCut => vm.switch_on()?,
             Fault::HeldWrites => {
                 vm.limit_disk()?;
                 vm.record(EventKind::End, "the disk completes writes again");

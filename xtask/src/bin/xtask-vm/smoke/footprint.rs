@@ -1,9 +1,9 @@
 //! The resources that the agent uses, as it reports them. They are part of each report; with `--rest`, the report also
 //! has the processor time of an idle agent.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use agent_protocol::Footprint;
+use agent_protocol::{Footprint, Reply};
 use anyhow::Result;
 use xtask_core::bail_guest;
 use xtask_core::build::Agent;
@@ -37,19 +37,15 @@ pub(super) fn rest(vm: &mut RunningVm, seconds: u64, proof: &mut Proof<'_>) -> R
     let rest = Duration::from_secs(seconds);
     vm.deadline = Deadline::after(rest + vm.plan.limits.join());
     vm.ui.detail(&format!("the agent is left alone for {seconds} s"));
-    let mut begun: Option<Footprint> = None;
-    let mut rested = None;
-    vm.wait_for_status("a status after the agent was left alone", |seen| {
-        let Some(now) = seen.status.footprint else { return Ok(false) };
-        let then = *begun.get_or_insert(now);
-        let age = now.age_milliseconds.saturating_sub(then.age_milliseconds);
-        if u128::from(age) < rest.as_millis() {
-            return Ok(false);
-        }
-        rested = Some((then, now));
-        Ok(true)
+    let then = current(vm)?;
+    let end = Instant::now() + rest;
+    let mut looked = Instant::now();
+    vm.wait("the end of the time for which the agent is left alone", |vm| {
+        vm.check_guest(&mut looked)?;
+        Ok((Instant::now() >= end).then_some(()))
     })?;
-    if let (Some((then, now)), Some(footprint)) = (rested, &mut proof.evidence.footprint) {
+    let now = current(vm)?;
+    if let (Some(then), Some(now), Some(footprint)) = (then, now, &mut proof.evidence.footprint) {
         let spent = (
             now.age_milliseconds.checked_sub(then.age_milliseconds),
             now.cpu_milliseconds.checked_sub(then.cpu_milliseconds),
@@ -64,4 +60,16 @@ pub(super) fn rest(vm: &mut RunningVm, seconds: u64, proof: &mut Proof<'_>) -> R
             (now.resident_kib, age, cpu);
     }
     Ok(())
+}
+
+/// Returns the footprint in the agent's answer to the command `status`. An idle agent stores a status only every ten
+/// minutes.
+fn current(vm: &mut RunningVm) -> Result<Option<Footprint>> {
+    let deadline = vm.deadline.within(vm.plan.limits.ping());
+    vm.wait_until(deadline, "the agent's status as the answer to a command", |vm| {
+        match vm.broker.command("status", Vec::new())? {
+            Reply::Status { status } => Ok(Some(status.footprint)),
+            _ => Ok(None),
+        }
+    })
 }

@@ -24,7 +24,8 @@ use xtask_jobs::Background;
 pub(super) struct TestedImage {
     pub(super) ready: ReadyImage,
     pub(super) report: ImageReport,
-    pub(super) firmware: FirmwareReport,
+    /// `None` if a libvirt daemon selects the firmware.
+    pub(super) firmware: Option<FirmwareReport>,
 }
 
 /// An image that is fetched or built in the background of other phases. Dropping this value cancels the work.
@@ -58,7 +59,7 @@ impl<'scope> ComingImage<'scope> {
         })?;
         recorder.plan(plan);
         recorder.report.guest.image = Some(tested.report);
-        recorder.report.guest.firmware = Some(tested.firmware);
+        recorder.report.guest.firmware = tested.firmware;
         Ok(tested.ready)
     }
 }
@@ -76,7 +77,6 @@ fn tested_image(
 ) -> Result<(TestedImage, String)> {
     let wanted = plan.image.name.clone();
     let (ready, fallback_reason) = ensure_or_fall_back(store, plan)?;
-    let code_sha256 = store.remembered_digest(&plan.firmware.code, Algorithm::Sha256)?.hex().to_owned();
     let report = ImageReport {
         name: plan.image.name.clone(),
         requested: requested.map(shown),
@@ -87,11 +87,14 @@ fn tested_image(
         built: plan.image.is_built(),
         fallback_reason,
     };
-    let firmware = FirmwareReport {
-        code: plan.firmware.code.clone(),
-        vars_template: plan.firmware.vars_template.clone(),
-        code_sha256,
-    };
+    let firmware = plan.firmware.as_ref().map(|pair| -> Result<_> {
+        Ok(FirmwareReport {
+            code: pair.code.clone(),
+            vars_template: pair.vars_template.clone(),
+            code_sha256: Some(store.remembered_digest(&pair.code, Algorithm::Sha256)?.hex().to_owned()),
+        })
+    });
+    let firmware = firmware.transpose()?;
     let is_known = plan.image.is_verified() || plan.image.is_built();
     let unverified = if is_known { "" } else { ", UNVERIFIED" };
     let detail = format!(

@@ -7,6 +7,7 @@ mod archive;
 mod boot;
 mod cause;
 pub(crate) mod compare;
+mod cuts;
 mod deployed;
 mod disturbance;
 mod fault;
@@ -16,7 +17,10 @@ mod inspect;
 mod keep;
 mod observed;
 mod offline;
+mod on_daemon;
 mod options;
+mod planned;
+mod power;
 mod prepare;
 mod proof;
 mod publish;
@@ -28,10 +32,15 @@ mod starts;
 mod target;
 mod teardown;
 mod times;
+pub(crate) mod torture;
+mod used;
 mod verify;
 mod warm;
+mod warm_here;
+mod warm_on_daemon;
 mod workload;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result};
@@ -40,30 +49,27 @@ use xtask_core::arch::VmArchitecture;
 use xtask_core::bail_guest;
 use xtask_core::build::origin::Origin;
 use xtask_core::build::{self, Agent};
-use xtask_core::cli::{Sabotage, SmokeArgs, Until, UpArgs, Verbosity};
+use xtask_core::cli::{BuildArgs, DurabilityFault, Sabotage, SmokeArgs, Until, UpArgs, Verbosity};
 use xtask_core::error::{self, Failure};
 use xtask_core::format::{human_seconds, name_of};
-use xtask_core::host::facts::Facts;
-use xtask_core::host::tools;
 use xtask_core::limits::INVENTORY;
 use xtask_core::message;
 use xtask_core::output::{print, print_json};
-use xtask_core::plan::Plan;
-use xtask_core::preflight::{Preflight, PreflightRequest};
 use xtask_core::report::{Phase, Report, StatusEvidence, WorkloadEvidence};
 use xtask_core::workspace::Workspace;
 use xtask_fleet::ReceivedStatus;
 use xtask_inspection::check_agent;
 use xtask_jobs::Ui;
 
-use crate::guest::filesystem::CHECKER;
-use crate::guest::workload::Workload;
+use crate::guest::workload::{Program, Workload};
+use cuts::PowerCuts;
 use disturbance::PlannedDisturbance;
 use fault::Fault;
 use image::ComingImage;
 pub(crate) use image::ensure_or_fall_back;
+use on_daemon::Leasing;
 use options::RunOptions;
-use prepare::check_flags;
+use planned::planned;
 pub(crate) use prepare::make_writable_files;
 use proof::{Proof, same_boot};
 use recorder::Recorder;
@@ -73,6 +79,7 @@ use workload::{Changes, EPHEMERAL, PERSISTENT, RETIRED};
 
 /// Runs the smoke. When this function returns, the verdict is on the screen and in the report.
 pub(crate) fn run(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity) -> Result<()> {
+    args.check_places()?;
     if args.verify_cold && args.half.is_none() {
         return compare::run(args, verbosity)
             .map_err(|error| error::host_fault(error, "compare a warm and a cold smoke", "see the causes"));
@@ -83,7 +90,11 @@ pub(crate) fn run(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosity)
     recorder.report.until = (args.until != Until::End).then(|| name_of(&args.until));
     let mut vm = None;
     let outcome = smoke(&run, args, &mut recorder, &mut vm);
-    match recorder.finish(outcome, vm) {
+    let code = recorder.finish(outcome, vm);
+    if args.announce {
+        print(run.dir.path().display())?;
+    }
+    match code {
         0 => Ok(()),
         code => Err(Failure::reported(code).into()),
     }
@@ -97,18 +108,29 @@ fn report_before_run(args: &SmokeArgs, error: &Error) {
     }
 }
 
-/// Runs the phases up to *boot*, and then those that test the agent. The machine is in `slot` as soon as it exists, for
-/// the teardown.
 fn smoke(
     run: &Run<'_>,
     args: &SmokeArgs,
     recorder: &mut Recorder<'_>,
     slot: &mut Option<RunningVm>,
 ) -> Result<()> {
+    let asked = (&args.build, args.agent.as_deref());
+    on_booted(run, asked, recorder, slot, |recorder, vm, proof, _| prove(run, args, recorder, vm, proof))
+}
+
+/// Runs the phases up to *boot*, and then `test` on the machine. `asked` says how the agent is built, or which executable
+/// is tested. The machine is in `slot` as soon as it exists, for the teardown.
+fn on_booted<'a>(
+    run: &Run<'_>,
+    asked: (&BuildArgs, Option<&Path>),
+    recorder: &mut Recorder<'a>,
+    slot: &mut Option<RunningVm>,
+    test: impl FnOnce(&mut Recorder<'a>, &mut RunningVm, &mut Proof<'_>, (&Agent, &Workload)) -> Result<()>,
+) -> Result<()> {
     let mut plan = planned(run, recorder)?;
     let (agent, workload, known, image) = std::thread::scope(|scope| {
         let image = ComingImage::start(scope, run, &plan);
-        let (agent, workload) = recorder.phase(Phase::Build, None, || build(run, args))?;
+        let (agent, workload) = recorder.phase(Phase::Build, None, || build(run, asked))?;
         recorder.agent(&agent);
         let known = inspect::phase(run, recorder, &plan, (&agent, &workload), inspect::NOT_FETCHED)?;
         anyhow::Ok((agent, workload, known, image.phase(recorder, &mut plan)?))
@@ -128,7 +150,7 @@ fn smoke(
     booted?;
     let vm = slot.as_mut().context("boot: there is no machine; this is a bug of cargo xtask")?;
     let mut proof = Proof::new(&agent, &plan.image, run.device_id());
-    let outcome = prove(run, args, recorder, vm, &mut proof);
+    let outcome = test(recorder, vm, &mut proof, (&agent, &workload));
     recorder.machine(vm);
     recorder.proof(&proof);
     // If the snapshot was changed, the result of the run does not count.
@@ -164,6 +186,7 @@ fn prove(
     recorder
         .on_machine(vm, Phase::Rejoin, limits.rejoin() + observed, |vm| rejoin(run, vm, proof, &before))?;
     vm.expect_disturbed()?;
+    cut_again(args, recorder, vm, proof)?;
     let Some(sabotage) = run.options.sabotage else { return Ok(()) };
     bail_guest!(
         "the smoke did not find the planted fault {}", name_of(&sabotage);
@@ -195,45 +218,21 @@ fn machine_alone(run: &Run<'_>, recorder: &mut Recorder<'_>, slot: &mut Option<R
     vm.verify_snapshot(run).and(entered)
 }
 
-/// Runs the phase *preflight*. Returns the plan: the requested options, resolved for this host.
-fn planned(run: &Run<'_>, recorder: &mut Recorder<'_>) -> Result<Plan> {
-    let (facts, plan) = recorder.phase(Phase::Preflight, None, || preflight(run))?;
-    recorder.host(&facts);
-    recorder.plan(&plan);
-    Ok(plan)
-}
-
-fn preflight(run: &Run<'_>) -> Result<((Facts, Plan), String)> {
-    let RunOptions { arch, machine, timeout_scale, fsck, .. } = run.options;
-    let asked = PreflightRequest { architectures: &[arch], machine, for_ci: false };
-    let preflight = Preflight::check(run.workspace, &asked)?;
-    preflight.verdict()?;
-    if fsck && tools::find(CHECKER).is_none() {
-        return Err(Failure::host(format!("--fsck: {CHECKER} is not on PATH"), "install e2fsprogs").into());
-    }
-    let facts = preflight.facts.into_iter().next().context("preflight returned no facts")?;
-    let plan = Plan::resolve(&facts, timeout_scale)?;
-    check_flags(&run.options, &plan)?;
-    let why = plan.accelerator_note().map_or(String::new(), |note| format!(" ({note})"));
-    let detail = format!("QEMU {}, {}{why}", plan.qemu_version, plan.accelerator());
-    Ok(((facts, plan), detail))
-}
-
 /// Builds or reads the executable under test. Returns it together with the workload.
-fn build(run: &Run<'_>, args: &SmokeArgs) -> Result<((Agent, Workload), String)> {
-    let arch = args.build.arch;
-    let agent = match &args.agent {
+fn build(run: &Run<'_>, (args, agent): (&BuildArgs, Option<&Path>)) -> Result<((Agent, Workload), String)> {
+    let arch = args.arch;
+    let agent = match agent {
         Some(given) => {
             let path = given
                 .canonicalize()
                 .map_err(|error| Failure::usage(format!("--agent {}: {error}", given.display())))?;
-            Agent::read(&path, arch, Origin::Given(given.clone()))
+            Agent::read(&path, arch, Origin::Given(given.to_owned()))
                 .map_err(|error| Failure::usage(format!("--agent: {error:#}")))?
         }
         None => {
             let shell = Shell::new().context("start a shell of commands")?;
             run.ui.pause();
-            let built = build::build(&shell, run.workspace, &args.build);
+            let built = build::build(&shell, run.workspace, args);
             // If Ctrl-C ended the compiler, the run was interrupted and the build did not fail.
             run.ui.check()?;
             built?
@@ -243,8 +242,12 @@ fn build(run: &Run<'_>, args: &SmokeArgs) -> Result<((Agent, Workload), String)>
     let other = VmArchitecture::ALL.into_iter().find(|other| *other != arch).unwrap_or(arch);
     let foreign = run.options.sabotage == Some(Sabotage::ForeignImage);
     let guest = if foreign { other } else { arch };
-    let has_small_pages = run.options.sabotage == Some(Sabotage::SmallPages);
-    let made = crate::guest::workload::made(run.workspace, &run.cache, guest, has_small_pages);
+    let program = match (run.options.sabotage, run.options.plant) {
+        (Some(Sabotage::SmallPages), _) => Program::SmallPages,
+        (_, Some(DurabilityFault::UnsyncedVolume)) => Program::UnsyncedVolume,
+        _ => Program::Sound,
+    };
+    let made = crate::guest::workload::made(run.workspace, &run.cache, guest, program);
     let workload = made.map_err(|error| {
         let hint = "a static executable needs the C library's archive, libc.a: cargo xtask preflight --fix";
         error::host_fault(error, format!("make the smoke's workload for {guest}"), hint)
@@ -256,6 +259,10 @@ fn build(run: &Run<'_>, args: &SmokeArgs) -> Result<((Agent, Workload), String)>
 /// Waits until the guest reports the outcome of the agent's installation.
 fn provision(vm: &mut RunningVm) -> Result<((), String)> {
     vm.wait("the guest to install the agent", |vm| Ok(vm.provisioned()?.then_some(())))?;
+    if vm.is_restored() {
+        // Only now does the guest's sshd have the keys of this run.
+        vm.connect_tunnel(Leasing::default())?;
+    }
     Ok(((), format!("agent/dist/install.sh succeeded in the guest{}", vm.clock_jumped()?)))
 }
 
@@ -343,6 +350,25 @@ fn rejoin(run: &Run<'_>, vm: &mut RunningVm, proof: &mut Proof<'_>, before: &Bef
         human_seconds(observed.as_secs_f64())
     );
     Ok(((), detail))
+}
+
+/// Cuts the power as often as `--power-cuts` says.
+fn cut_again(
+    args: &SmokeArgs,
+    recorder: &mut Recorder<'_>,
+    vm: &mut RunningVm,
+    proof: &Proof<'_>,
+) -> Result<()> {
+    if args.power_cuts == 0 {
+        return Ok(());
+    }
+    let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
+    vm.ui.note(&format!("--power-cuts {} --seed {seed}", args.power_cuts));
+    let mut cuts = PowerCuts::new(proof, seed);
+    for _ in 0..args.power_cuts {
+        recorder.on_machine(vm, Phase::PowerCut, vm.plan.limits.rejoin(), |vm| cuts.next(vm, proof))?;
+    }
+    Ok(())
 }
 
 fn short(evidence: &StatusEvidence) -> String {

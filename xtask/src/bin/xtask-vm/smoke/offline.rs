@@ -100,18 +100,19 @@ fn local_reason(text: &str, deployment: &str, acknowledged: u64) -> (String, boo
     let Ok(Local { status }) = serde_json::from_str(text) else {
         return (format!("its agent has written no status on the device: {text:?}"), false);
     };
-    let Some(line) = status.deployment(deployment) else {
-        let reason = "the desired state did not survive the power cut";
-        return (format!("its agent knows of no deployment {deployment}: {reason}"), true);
-    };
-    if status.desired_revision < acknowledged {
-        let revision = status.desired_revision;
+    // Revision 0 means that the agent has no desired state at all.
+    let revision = status.desired_revision;
+    if (1..acknowledged).contains(&revision) {
         let reason = format!(
             "its agent has the desired state of revision {revision}, and had acknowledged the revision {acknowledged} \
              before the power cut"
         );
         return (reason, true);
     }
+    let Some(line) = status.deployment(deployment) else {
+        let reason = "the desired state did not survive the power cut";
+        return (format!("its agent knows of no deployment {deployment}: {reason}"), true);
+    };
     let phase = super::deployed::word(line.phase);
     let error = line.last_error.as_ref().map_or(String::new(), |error| format!(", {error}"));
     (format!("its agent reports {deployment}: {phase}{error}"), false)
@@ -134,7 +135,10 @@ mod tests {
             "last_error":"podman is away","restarts":0}"#;
         let table = [
             (String::new(), "no status on the device", false),
+            (local(0, ""), "knows of no deployment persistent", true),
             (local(3, ""), "knows of no deployment persistent", true),
+            // An older state that lacks the deployment, too.
+            (local(2, ""), "had acknowledged the revision 3", true),
             (local(3, line), "reports persistent: backing-off, podman is away", false),
             (local(2, line), "had acknowledged the revision 3", true),
         ];

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use xtask_core::arch::VmArchitecture;
-use xtask_core::cli::{Disturb, Half, MachineArgs, Sabotage, SmokeArgs, UpArgs};
+use xtask_core::cli::{
+    Disturb, DurabilityFault, Half, MachineArgs, PlaceArgs, Sabotage, SmokeArgs, TortureArgs, UpArgs,
+};
 use xtask_core::error::Verdict;
 use xtask_core::limits::{OBSERVED, OBSERVED_COLD};
 
@@ -14,6 +16,7 @@ use xtask_core::limits::{OBSERVED, OBSERVED_COLD};
 pub(crate) struct RunOptions<'a> {
     pub(crate) arch: VmArchitecture,
     pub(crate) machine: &'a MachineArgs,
+    pub(crate) place: &'a PlaceArgs,
     /// The factor for the guest's time limits.
     pub(crate) timeout_scale: f64,
     /// True if the run uses no snapshot.
@@ -25,11 +28,15 @@ pub(crate) struct RunOptions<'a> {
     /// The verdicts after which the machine is left running after a smoke.
     pub(crate) keep: Keep,
     pub(crate) sabotage: Option<Sabotage>,
+    /// The fault of durability to plant (`torture --plant`).
+    pub(crate) plant: Option<DurabilityFault>,
     pub(crate) disturb: Option<Disturb>,
     /// The number of seconds for which the device is watched at the end; `None` for the default.
     pub(crate) observe: Option<u64>,
     /// The directory for the report; `None` for the run's own directory.
     pub(crate) report: Option<&'a Path>,
+    /// True if all writes to the guest's disk are recorded until the first power cut (`torture`).
+    pub(crate) records: bool,
     /// True if the run makes an instance for the user (`vm up`).
     pub(crate) is_instance: bool,
 }
@@ -39,6 +46,7 @@ impl<'a> From<&'a SmokeArgs> for RunOptions<'a> {
         Self {
             arch: args.build.arch,
             machine: &args.machine,
+            place: &args.place,
             timeout_scale: args.timeout_scale,
             cold: args.cold || args.half == Some(Half::Cold),
             warm: args.warm && args.half != Some(Half::Cold),
@@ -49,9 +57,33 @@ impl<'a> From<&'a SmokeArgs> for RunOptions<'a> {
                 (false, false) => Keep::Never,
             },
             sabotage: planted(args),
+            plant: None,
             disturb: args.disturb,
             observe: args.observe,
             report: args.report.as_deref(),
+            records: false,
+            is_instance: false,
+        }
+    }
+}
+
+impl<'a> From<&'a TortureArgs> for RunOptions<'a> {
+    fn from(args: &'a TortureArgs) -> Self {
+        Self {
+            arch: args.build.arch,
+            machine: &args.machine,
+            place: &args.place,
+            timeout_scale: args.timeout_scale,
+            cold: false,
+            warm: false,
+            fsck: false,
+            keep: Keep::Never,
+            sabotage: None,
+            plant: args.plant,
+            disturb: None,
+            observe: None,
+            report: args.report.as_deref(),
+            records: true,
             is_instance: false,
         }
     }
@@ -71,15 +103,18 @@ impl<'a> From<&'a UpArgs> for RunOptions<'a> {
         Self {
             arch: args.arch,
             machine: &args.machine,
+            place: &args.place,
             timeout_scale: 1.0,
             cold: false,
             warm: false,
             fsck: false,
             keep: Keep::Never,
             sabotage: None,
+            plant: None,
             disturb: None,
             observe: None,
             report: None,
+            records: false,
             is_instance: true,
         }
     }

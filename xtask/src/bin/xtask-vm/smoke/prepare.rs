@@ -4,7 +4,7 @@ use std::net::TcpListener;
 
 use anyhow::{Context, Result};
 use xtask_core::arch::Accelerator;
-use xtask_core::cli::Sabotage;
+use xtask_core::cli::{Network, Sabotage};
 use xtask_core::error::{self, Failure};
 use xtask_core::format::name_of;
 use xtask_core::fs::write_private;
@@ -29,59 +29,43 @@ use crate::guest::ssh::Keys;
 use crate::guest::watch::Deadline;
 use crate::libvirt::{Hypervisor, Machine, Reach, isolation};
 
-/// The parts of a machine that exist before its domain starts.
-pub(super) struct Prepared {
+/// The parts of a machine that do not depend on the libvirt that runs it.
+pub(super) struct Parts {
     ui: Ui,
     deadline: Deadline,
-    pub(super) hypervisor: Hypervisor,
-    pub(super) libvirt_version: String,
     pub(super) broker: Broker,
     pub(super) keys: Keys,
     /// See [`RunningVm::canary`].
     canary: Option<TcpListener>,
 }
 
-impl Prepared {
+impl Parts {
     pub(super) fn make(run: &Run<'_>, plan: &Plan) -> Result<Self> {
+        let broker = Broker::start(&run.dir.work(), &run.device_id(), run.options.sabotage, &run.ui)?;
+        Self::with_broker(run, plan, broker)
+    }
+
+    pub(super) fn with_broker(run: &Run<'_>, plan: &Plan, broker: Broker) -> Result<Self> {
         let work = run.dir.work();
-        let broker = Broker::start(&work, &run.device_id(), run.options.sabotage, &run.ui)?;
         run.hide(broker.secrets());
         run.hide(plan.proxies.secrets());
         let keys = Keys::make(&work, &plan.image.login_user, &run.ui)?;
         run.hide(keys.secrets()?.iter().map(String::as_str));
-        let hypervisor = Hypervisor::open(&run.dir.libvirt_root(), &run.cache)?;
-        let libvirt_version = hypervisor.version()?;
-        let deadline = run.times.deadline();
-        if !isolation::is_possible() {
-            run.ui.note(
-                "the guest can connect to every TCP port of this host: this kernel's Landlock has no rules about connections",
-            );
-        } else if run.options.is_instance {
-            isolation::note_services(&run.ui);
-        }
-        let canary = isolation::is_possible().then(|| TcpListener::bind(("127.0.0.1", 0))).transpose();
-        let canary = canary.context("listen on a port of this host's loopback")?;
-        Ok(Self { ui: run.ui.clone(), deadline, hypervisor, libvirt_version, broker, keys, canary })
+        Ok(Self { ui: run.ui.clone(), deadline: run.times.deadline(), broker, keys, canary: None })
     }
 
-    /// Returns the network services that the guest reaches in the first boot of an image. If the image was not built
-    /// from packages, the guest installs the packages that the agent needs from the internet.
-    pub(super) fn reach_of_first_boot(&self, run: &Run<'_>, plan: &Plan) -> Reach {
-        match reach(run, plan, &self.broker) {
-            Reach::Servers(ports) if !plan.image.is_built() => {
-                isolation::note_services(&run.ui);
-                Reach::Internet([ports, plan.proxies.ports()].concat())
-            }
-            reach => reach,
-        }
-    }
-
-    pub(super) fn with(self, plan: Plan, files: RunFiles, domain: Domain, machine: Machine) -> RunningVm {
-        let Self { ui, deadline, hypervisor, libvirt_version, broker, keys, canary } = self;
+    /// Returns the machine that `target` runs.
+    pub(super) fn with(
+        self,
+        plan: Plan,
+        files: RunFiles,
+        target: Target,
+        libvirt_version: String,
+    ) -> RunningVm {
+        let Self { ui, deadline, broker, keys, canary } = self;
         let console = Console::new(&files.console_log).with_markers(&files.markers_log);
         let mut root = RootPort::new(&files.root_socket);
         root.connect();
-        let target = Target::new(hypervisor, domain, machine);
         RunningVm {
             ui,
             plan,
@@ -89,6 +73,7 @@ impl Prepared {
             target,
             snapshot: None,
             libvirt_version,
+            firmware: None,
             keys,
             console,
             root,
@@ -104,12 +89,61 @@ impl Prepared {
     }
 }
 
+/// The parts of a machine of the embedded driver that exist before its domain starts.
+pub(super) struct Prepared {
+    pub(super) parts: Parts,
+    pub(super) hypervisor: Hypervisor,
+    pub(super) libvirt_version: String,
+}
+
+impl Prepared {
+    pub(super) fn make(run: &Run<'_>, plan: &Plan) -> Result<Self> {
+        Self::of(run, Parts::make(run, plan)?)
+    }
+
+    pub(super) fn of(run: &Run<'_>, mut parts: Parts) -> Result<Self> {
+        let hypervisor = Hypervisor::open(&run.dir.libvirt_root(), &run.cache)?;
+        let libvirt_version = hypervisor.version()?;
+        if !isolation::is_possible() {
+            run.ui.note(
+                "the guest can connect to every TCP port of this host, because this host cannot confine QEMU",
+            );
+        } else if run.options.is_instance {
+            run.note_services();
+        }
+        let canary = isolation::is_possible().then(|| TcpListener::bind(("127.0.0.1", 0))).transpose();
+        parts.canary = canary.context("listen on a port of this host's loopback")?;
+        Ok(Self { parts, hypervisor, libvirt_version })
+    }
+
+    /// Returns the network services that the guest reaches in the first boot of an image. If the image was not built
+    /// from packages, the guest installs the packages that the agent needs from the internet.
+    pub(super) fn reach_of_first_boot(&self, run: &Run<'_>, plan: &Plan) -> Reach {
+        match reach(run, plan, &self.parts.broker) {
+            Reach::Servers(servers) if !plan.image.is_built() => {
+                run.note_services();
+                let (own, proxies) = plan.proxies.ports();
+                Reach::Internet { own: [servers, own].concat(), proxies }
+            }
+            reach => reach,
+        }
+    }
+
+    pub(super) fn with(self, plan: Plan, files: RunFiles, domain: Domain, machine: Machine) -> RunningVm {
+        let target = Target::embedded(self.hypervisor, domain, machine);
+        self.parts.with(plan, files, target, self.libvirt_version)
+    }
+}
+
 /// Returns the network services that the guest of a run reaches. A machine of `vm up` reaches the internet. It does not
 /// reach the broker, because another program may get the broker's port when the broker has ended.
 pub(super) fn reach(run: &Run<'_>, plan: &Plan, broker: &Broker) -> Reach {
     match run.options.sabotage {
         Some(Sabotage::OpenNetwork) => Reach::Everything,
-        _ if run.options.is_instance => Reach::Internet(plan.proxies.ports()),
+        _ if run.options.is_instance => {
+            let (own, proxies) = plan.proxies.ports();
+            Reach::Internet { own, proxies }
+        }
         _ => Reach::Servers(vec![broker.port()]),
     }
 }
@@ -125,8 +159,29 @@ pub(super) fn not_started(error: anyhow::Error) -> anyhow::Error {
 /// Returns whether this run may use a snapshot. A boot under KVM takes only seconds, so it needs no snapshot. Two
 /// faults are planted in the first boot, which a restored machine skips.
 pub(super) fn may_be_warm(options: &RunOptions<'_>, plan: &Plan) -> bool {
+    is_warm_kind(options, plan) && against_warm(plan.is_here(), &plan.place.network()).is_none()
+}
+
+fn is_warm_kind(options: &RunOptions<'_>, plan: &Plan) -> bool {
     let of_first_boot = matches!(options.sabotage, Some(Sabotage::KernelPanic | Sabotage::KillQemu));
     !options.cold && !of_first_boot && plan.accelerator() == Accelerator::Tcg
+}
+
+/// Returns the reason why a guest in this place cannot be restored from a snapshot, or `None` if it may be possible.
+fn against_warm(is_here: bool, network: &Network) -> Option<&'static str> {
+    match (is_here, network) {
+        (false, _) => Some("this host cannot read the QEMU and the firmware of another host"),
+        (true, Network::Nat(_)) => {
+            Some("restored guests have one MAC address, which a network of libvirt does not allow")
+        }
+        (true, Network::User) => None,
+    }
+}
+
+/// Returns the reason why an emulated run on a daemon cannot be warm, if the user did not request a cold run.
+pub(super) fn why_cold(options: &RunOptions<'_>, plan: &Plan) -> Option<String> {
+    let why = against_warm(plan.is_here(), &plan.place.network()).filter(|_| is_warm_kind(options, plan));
+    why.map(str::to_owned)
 }
 
 /// Returns a usage error if the run is cold and a flag needs a warm run. Also returns one for `cold-panics` without
@@ -163,13 +218,13 @@ pub(super) fn apt_sources(plan: &Plan, subject: Delivered<'_>, ui: &Ui) -> Resul
 }
 
 /// The minimum size of a guest's disk in bytes: room for a cloud image and a few workloads.
-const SMALLEST_DISK: u64 = 6 << 30;
+pub(super) const SMALLEST_DISK: u64 = 6 << 30;
 
 /// Makes the files to which the guest writes: an empty overlay over the image, and the NVRAM as a copy of the
 /// firmware's template.
 pub(crate) fn make_writable_files(plan: &Plan, files: &RunFiles, base: &Base, ui: &Ui) -> Result<()> {
     make_overlay(files, base, ui)?;
-    write_private(&files.nvram, fs_err::read(&plan.firmware.vars_template)?)
+    write_private(&files.nvram, fs_err::read(&plan.own_firmware()?.vars_template)?)
 }
 
 /// Makes the overlay over an image or over the disk of a snapshot.
@@ -182,4 +237,18 @@ pub(super) fn make_overlay(files: &RunFiles, base: &Base, ui: &Ui) -> Result<()>
     arguments.push(base.virtual_bytes.max(SMALLEST_DISK).to_string().into());
     child::read(&qemu_img, &arguments, limits::SERVER_START, ui).context("make the disk's overlay")?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_may_be_restored_only_on_this_host_and_without_a_network_of_libvirt() {
+        let nat = Network::Nat("default".to_owned());
+        assert_eq!(against_warm(true, &Network::User), None);
+        assert!(against_warm(true, &nat).unwrap().contains("one MAC address"));
+        assert!(against_warm(false, &Network::User).unwrap().contains("another host"));
+        assert!(against_warm(false, &nat).unwrap().contains("another host"));
+    }
 }

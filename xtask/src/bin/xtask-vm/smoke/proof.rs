@@ -2,6 +2,7 @@
 //! cannot forge the evidence: revisions that the broker counts, digests and boot ids that must agree, and the answer of
 //! the workload from inside its container.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use agent_protocol::{LogsRequest, Reply};
@@ -74,6 +75,11 @@ impl<'a> Proof<'a> {
         }
     }
 
+    /// Returns the digest of the executable under test.
+    pub(super) fn tested_digest(&self) -> &str {
+        &self.agent.sha256
+    }
+
     /// Waits for a status of the executable under test on the requested machine.
     pub(super) fn join(&mut self, vm: &mut RunningVm) -> Result<StatusEvidence> {
         let expected = &self.expected;
@@ -93,13 +99,22 @@ impl<'a> Proof<'a> {
         joined: &StatusEvidence,
         last: &ReceivedStatus,
     ) -> Result<StatusEvidence> {
-        let expected = &self.expected;
-        let seen = vm.wait_for_status("a status of the new boot", |seen| {
-            verify::rejoin(seen, expected, joined, last)
-        })?;
-        let evidence = verify::evidence(&seen);
+        let evidence = self.comes_back(vm, joined, last)?;
         self.evidence.rejoin = Some(evidence.clone());
         Ok(evidence)
+    }
+
+    /// Waits like [`Self::rejoin`], and records no evidence.
+    pub(super) fn comes_back(
+        &self,
+        vm: &mut RunningVm,
+        joined: &StatusEvidence,
+        last: &ReceivedStatus,
+    ) -> Result<StatusEvidence> {
+        let seen = vm.wait_for_status("a status of the new boot", |seen| {
+            verify::rejoin(seen, &self.expected, joined, last)
+        })?;
+        Ok(verify::evidence(&seen))
     }
 
     /// Waits for a status that was stored after `last`. The agent must reconnect without a restart, which
@@ -250,24 +265,25 @@ impl<'a> Proof<'a> {
     /// must be the same.
     pub(super) fn stays(&self, vm: &mut RunningVm, begun: &Observation<'_>) -> Result<RootView> {
         let Observation { boot_id, running, deleted, first, until, status } = begun;
+        let mut heartbeats = BTreeSet::new();
         // A disturbance at a random moment must come, also if the smoke is short.
         vm.wait("the end of the observation", |vm| {
+            heartbeats.extend(heartbeat(vm, status)?);
             let is_awaited = vm.disturbance.as_ref().is_some_and(PlannedDisturbance::is_random);
             Ok((Instant::now() >= *until && !is_awaited).then_some(()))
         })?;
         let deadline = vm.deadline.within(vm.plan.limits.ping());
         vm.wait_until(deadline, "two heartbeats of the agent", |vm| {
-            let Some(seen) = vm.broker.latest()? else { return Ok(None) };
-            verify::continues(status, &seen)?;
-            Ok((seen.status.sequence >= status.status.sequence + 2).then_some(()))
+            heartbeats.extend(heartbeat(vm, status)?);
+            Ok((heartbeats.len() >= 2).then_some(()))
         })?;
         let second = self.agrees(vm, boot_id, running, deleted)?;
         check_unchanged(&self.device_id, running, first, &second)?;
         Ok(second)
     }
 
-    /// Waits until a deployment that was deleted at `revision` is gone: the agent reports it as removed, and its port
-    /// no longer answers.
+    /// Waits until a deployment that was deleted at `revision` is gone: the agent has acknowledged the deletion and
+    /// reports the deployment no longer, and its port no longer answers.
     pub(super) fn is_gone(&self, vm: &mut RunningVm, deployed: Deployed, revision: u64) -> Result<()> {
         let Deployed { name, port } = deployed;
         let limit = vm.plan.limits.removal();
@@ -346,6 +362,16 @@ pub(super) fn same_boot(answer: &WorkloadEvidence, status: &StatusEvidence) -> R
         "the workload runs in the boot {}, the agent in {}", answer.boot_id, status.boot_id;
         "{FIND_LISTENER}"
     )
+}
+
+/// Returns the revision of the latest heartbeat, if it came after `begun` and continues the latest status.
+fn heartbeat(vm: &RunningVm, begun: &ReceivedStatus) -> Result<Option<u64>> {
+    // The heartbeat is read first, so that no status can come between the two.
+    let beat = vm.broker.latest_heartbeat()?.filter(|beat| beat.revision > begun.revision);
+    let Some(status) = vm.broker.latest()? else { return Ok(None) };
+    verify::continues(begun, &status)?;
+    let Some(beat) = beat else { return Ok(None) };
+    Ok(verify::beats(&status, &beat)?.then_some(beat.revision))
 }
 
 /// Returns the revision of the desired state that the agent has stored, by its answer to the command `status`. The

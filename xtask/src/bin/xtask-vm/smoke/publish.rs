@@ -127,7 +127,7 @@ mod tests {
             unreachable!("it is a smoke")
         };
         let (cache, workspace) = (Cache::at(&directory.path().join("cache")), Workspace::find().unwrap());
-        let run = Run::in_cache(cache, &workspace, (&args).into(), Ui::quiet()).unwrap();
+        let run = Run::in_cache(cache, &workspace, (&*args).into(), Ui::quiet()).unwrap();
         run.hide([CANARY]);
         let output = format!("the console shows {CANARY}\n");
         std::fs::write(run.dir.path().join(CONSOLE), &output).unwrap();

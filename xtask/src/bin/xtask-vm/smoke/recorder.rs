@@ -13,8 +13,8 @@ use xtask_core::git::Commit;
 use xtask_core::host::facts::Facts;
 use xtask_core::plan::Plan;
 use xtask_core::report::{
-    AgentReport, CONSOLE, EventReport, FailureReport, HostReport, MAX_STATUSES, Phase, PhaseReport,
-    PhaseStatus, Report, StatusReport,
+    AgentReport, CONSOLE, DaemonReport, EventReport, FailureReport, HostReport, MAX_STATUSES, Phase,
+    PhaseReport, PhaseStatus, Report, StatusReport,
 };
 use xtask_core::runs::instance::InstanceRecord;
 use xtask_fleet::{Arrival, ReceivedStatus};
@@ -25,7 +25,6 @@ use super::publish::publish;
 use super::run::Run;
 use super::running::RunningVm;
 use super::teardown;
-use crate::libvirt::Reach;
 
 /// The recorder of one run.
 pub(super) struct Recorder<'a> {
@@ -40,7 +39,8 @@ impl<'a> Recorder<'a> {
     pub(super) fn new(run: &'a Run<'a>) -> Self {
         let mut report = Report::begin(run.dir.id(), &now_rfc3339(), run.options.arch);
         report.workspace = Commit::of(run.workspace.root());
-        report.sabotage = run.options.sabotage.as_ref().map(name_of);
+        let plant = run.options.plant.as_ref().map(name_of);
+        report.sabotage = run.options.sabotage.as_ref().map(name_of).or(plant);
         report.disturbance = run.options.disturb.map(|disturb| name_of(&disturb.disturbance));
         Self { run, report, phase: Phase::Preflight, started: Instant::now() }
     }
@@ -56,7 +56,8 @@ impl<'a> Recorder<'a> {
         self.timed(phase, limit, true, || ui.check().and_then(|()| body()))
     }
 
-    /// Runs a phase on a machine. Its limit holds for all waits of the phase together.
+    /// Runs a phase on a machine. Its limit holds for all waits of the phase together. Later runs do not learn the time of
+    /// a phase that has already run.
     pub(super) fn on_machine<T>(
         &mut self,
         vm: &mut RunningVm,
@@ -64,8 +65,10 @@ impl<'a> Recorder<'a> {
         limit: Duration,
         body: impl FnOnce(&mut RunningVm) -> Result<(T, String)>,
     ) -> Result<T> {
-        let times = &self.run.times;
-        self.phase(phase, Some(limit), || {
+        let (times, ui) = (&self.run.times, self.run.ui.clone());
+        let is_first = self.report.phases.iter().all(|done| done.name != phase);
+        self.timed(phase, Some(limit), is_first, || {
+            ui.check()?;
             vm.deadline = times.deadline();
             let outcome = body(vm);
             cause::explained(vm, outcome)
@@ -133,12 +136,13 @@ impl<'a> Recorder<'a> {
         }
     }
 
-    pub(super) fn host(&mut self, facts: &Facts) {
+    pub(super) fn host(&mut self, facts: &Facts, daemon: Option<DaemonReport>) {
         self.report.host = HostReport {
             os: facts.host.os.name.clone(),
             kernel: facts.host.kernel.clone(),
             cpus: facts.host.cpus,
             libvirt: facts.host.libvirt.clone().ok(),
+            daemon,
             ..HostReport::default()
         };
     }
@@ -186,7 +190,8 @@ impl<'a> Recorder<'a> {
     pub(super) fn machine(&mut self, vm: &RunningVm) {
         self.report.host.libvirt = Some(vm.libvirt_version.clone());
         self.report.host.guest_confined =
-            Some(vm.canary.is_some() && *vm.target.reach() != Reach::Everything);
+            Some(vm.target.is_confined() && (vm.canary.is_some() || vm.plan.place.connect.is_some()));
+        self.report.guest.firmware = vm.firmware.clone().or_else(|| self.report.guest.firmware.take());
         self.report.snapshot = vm.snapshot.as_ref().map(|used| used.report.clone());
         self.report.events = vm
             .events
@@ -307,7 +312,7 @@ impl<'a> Recorder<'a> {
 /// the host acts, so the error is the host's. If the agent or the guest is at fault in such a phase, the error already
 /// has this attribution.
 fn attributed(phase: Phase, error: Error) -> Error {
-    if phase > Phase::Boot && !matches!(phase, Phase::PowerCut | Phase::Teardown) {
+    if phase > Phase::Boot && !matches!(phase, Phase::PowerCut | Phase::Judge | Phase::Teardown) {
         return error;
     }
     let hint = "see the causes; nothing is known about the agent. Check this host with cargo xtask preflight";
@@ -341,7 +346,7 @@ mod tests {
         };
         let directory = tempfile::tempdir().unwrap();
         let (cache, workspace) = (Cache::at(directory.path()), Workspace::find().unwrap());
-        let run = Run::in_cache(cache, &workspace, (&args).into(), Ui::quiet()).unwrap();
+        let run = Run::in_cache(cache, &workspace, (&*args).into(), Ui::quiet()).unwrap();
         std::fs::write(run.dir.path().join("console.log"), "Linux version").unwrap();
         let code = Recorder::new(&run).finish(outcome, None);
         let report = std::fs::read(written_to(&run.dir).join("report.json")).unwrap();
@@ -374,7 +379,7 @@ mod tests {
 
     #[test]
     fn an_error_of_a_phase_in_which_only_the_host_acts_is_the_hosts() {
-        for phase in Phase::all() {
+        for phase in Phase::of_smoke() {
             let plain = anyhow::anyhow!("open /c/x: permission denied");
             let code = error::code(&attributed(phase, plain));
             let of_guest = [Phase::Provision, Phase::Join, Phase::Ping, Phase::Workload, Phase::Rejoin];

@@ -2,12 +2,13 @@
 
 use std::cell::{Ref, RefCell};
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use xtask_core::cache::Cache;
 use xtask_core::error::{self, Kind};
 use xtask_core::fs::{read_if_there, remove_file, write_atomically, write_private};
+use xtask_core::plan::Plan;
 use xtask_core::report::{CONSOLE, MARKERS};
 use xtask_core::runs::RunDir;
 use xtask_core::workspace::Workspace;
@@ -17,11 +18,16 @@ use xtask_jobs::Ui;
 use super::options::RunOptions;
 use super::secrets::Secrets;
 use super::times::Times;
-use crate::guest::{begin_run, filesystem};
-use crate::libvirt::paused::{TRANSCRIPT, XML};
+use crate::guest::media::Plant;
+use crate::guest::{begin_run, filesystem, tunnel};
+use crate::libvirt::isolation;
+use crate::libvirt::paused::{LIVE_XML, TRANSCRIPT, XML};
 
 /// The file name, in the run's directory, of the disk of a guest with a damaged file system.
 const DAMAGED: &str = "damaged.qcow2";
+
+/// The file name, in the run's working directory, of the recorded writes.
+const WRITE_LOG: &str = "writes.log";
 
 /// The remedy if evidence cannot be written.
 const ROOM: &str = "make room, or give --report another directory";
@@ -63,9 +69,16 @@ impl<'a> Run<'a> {
     ) -> Result<Self> {
         let ui = ui.with_timeout_scale(options.timeout_scale);
         let dir = begin_run(&cache, &ui)?;
-        let times = Times::new(&cache, options.sabotage.is_some() || options.disturb.is_some());
+        let is_faulty = options.sabotage.is_some() || options.plant.is_some() || options.disturb.is_some();
+        let times = Times::new(&cache, is_faulty);
         let (warnings, secrets) = (RefCell::default(), RefCell::default());
         Ok(Self { workspace, options, cache, dir, ui, times, warnings, secrets })
+    }
+
+    /// Returns the fault of durability to plant in the guest, if any.
+    pub(super) fn plant(&self, plan: &Plan) -> Result<Option<Plant>> {
+        let make = |fault| Plant::make(fault, self.workspace, &self.cache, plan.spec.architecture);
+        self.options.plant.map(make).transpose()
     }
 
     /// Shows a warning, and keeps it for the report.
@@ -73,6 +86,13 @@ impl<'a> Run<'a> {
         let text = self.secrets.borrow().hide_in(text);
         self.ui.line(&format!("warning: {text}"));
         self.warnings.borrow_mut().push(text);
+    }
+
+    /// Warns, also in the report, if the guest can use services of this host's loopback while it reaches the internet.
+    pub(super) fn note_services(&self) {
+        if let Some(sentence) = isolation::services_in_reach() {
+            self.warn(&sentence);
+        }
     }
 
     /// Hides these secrets in the reports and logs of the run.
@@ -113,6 +133,11 @@ impl<'a> Run<'a> {
         format!("dev-{}", self.dir.id())
     }
 
+    /// Returns the file in which the writes to the guest's disk are recorded; `None` if they are not recorded.
+    pub(super) fn write_log(&self) -> Option<PathBuf> {
+        self.options.records.then(|| self.dir.work().join(WRITE_LOG))
+    }
+
     /// Returns the store of images, for use by this run.
     pub(super) fn images(&self) -> Store<'_> {
         Store {
@@ -149,6 +174,8 @@ impl<'a> Run<'a> {
             (work.join(TRANSCRIPT), TRANSCRIPT),
             (work.join("nats/nats.log"), "nats.log"),
             (work.join("v/log/qemu/vm.log"), "qemu.log"),
+            (work.join(tunnel::LOG), tunnel::LOG),
+            (work.join(LIVE_XML), LIVE_XML),
         ] {
             self.copy(&from, &directory.join(to));
         }

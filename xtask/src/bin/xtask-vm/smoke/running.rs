@@ -1,15 +1,15 @@
-//! A running machine and its broker: the waits that watch it, the power cut, the access as root, and its end.
+//! A running machine and its broker: the waits that watch it, the access as root, and its end.
 
 use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use xtask_core::error::Failure;
+use xtask_core::error::{Failure, failure};
 use xtask_core::machine::RunFiles;
 use xtask_core::machine::seed::marker;
 use xtask_core::plan::Plan;
-use xtask_core::report::{EventKind, GUEST, JOURNAL};
+use xtask_core::report::{EventKind, FirmwareReport, GUEST, JOURNAL};
 use xtask_core::{bail_guest, limits};
 use xtask_fleet::{Broker, ReceivedStatus};
 use xtask_jobs::Ui;
@@ -36,6 +36,8 @@ pub(crate) struct RunningVm {
     /// The snapshot from which the machine was restored; `None` for a cold run.
     pub(super) snapshot: Option<UsedSnapshot>,
     pub(super) libvirt_version: String,
+    /// The firmware that a libvirt daemon has selected.
+    pub(super) firmware: Option<FirmwareReport>,
     pub(super) keys: Keys,
     pub(super) console: Console,
     pub(super) root: RootPort,
@@ -170,7 +172,14 @@ impl RunningVm {
         Watch { ui: &self.ui.clone(), what, deadline, hint }.until(self, |vm| {
             vm.check_boots()?;
             vm.disturb()?;
-            probe(vm)
+            let probed = probe(vm);
+            // While ssh does not forward the ports, an event that does not happen says nothing about the guest.
+            let is_open =
+                matches!(&probed, Ok(None)) || probed.as_ref().is_err_and(|error| failure(error).is_none());
+            match vm.target.tunnel_failure().filter(|_| is_open) {
+                Some(failure) => Err(failure.into()),
+                None => probed,
+            }
         })
     }
 
@@ -268,15 +277,6 @@ impl RunningVm {
         Ok(())
     }
 
-    /// Cuts the power: the guest does not shut down, and nothing is flushed.
-    pub(super) fn cut_power(&mut self) -> Result<()> {
-        self.target.cut_power()?;
-        self.record(EventKind::Fault, "the power was cut");
-        self.root.close();
-        self.expected_boots = Some(1);
-        self.console.new_boot()
-    }
-
     /// Queries the state of the guest as root. Returns `None` if the guest has not answered yet.
     pub(super) fn look(&mut self) -> Result<Option<RootView>> {
         let canary = self.canary.as_ref().map(TcpListener::local_addr).transpose()?;
@@ -342,7 +342,7 @@ impl RunningVm {
 
     /// Stops the machine and then the broker.
     pub(super) fn stop(mut self) -> Result<()> {
-        let destroyed = self.target.power_off();
+        let destroyed = self.target.remove();
         self.broker.stop()?;
         destroyed
     }
@@ -376,10 +376,11 @@ impl Watched for RunningVm {
         }
         self.console.read()?;
         if condition == Condition::Gone {
-            self.target.hypervisor.check_signal(what)?;
+            self.target.check_host(what)?;
             bail_guest!(
                 "QEMU ended while waiting for {what}";
-                "read qemu.log in the report's directory; a guest that shuts down ends its QEMU too"
+                "read QEMU's log (qemu.log in the report's directory, or /var/log/libvirt/qemu on a daemon's host); a guest that shuts \
+                 down ends its QEMU too"
             );
         }
         Err(self.target.stopped(&format!("while waiting for {what}"))?.into())

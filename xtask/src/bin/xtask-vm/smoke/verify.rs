@@ -8,7 +8,7 @@ use xtask_core::image::Image;
 use xtask_core::os_release::OsReleaseReport;
 use xtask_core::report::StatusEvidence;
 
-use xtask_fleet::ReceivedStatus;
+use xtask_fleet::{ReceivedHeartbeat, ReceivedStatus};
 
 /// The expected content of a status of the agent under test.
 #[derive(Debug)]
@@ -120,8 +120,8 @@ pub(crate) fn replied_status(reply: &Reply, device: &str, joined: &StatusEvidenc
     }
 }
 
-/// Returns an error unless `later` continues the sequence of `earlier`. A process that starts again begins at 1, also if
-/// systemd does not see its start.
+/// Returns an error unless `later` continues the sequence of `earlier`. A process that starts again begins at 1, also
+/// if systemd does not see its start.
 pub(crate) fn continues(earlier: &ReceivedStatus, later: &ReceivedStatus) -> Result<(), Failure> {
     let (from, to) = (&earlier.status, &later.status);
     if from.boot_id == to.boot_id && later.revision > earlier.revision && to.sequence <= from.sequence {
@@ -132,6 +132,40 @@ pub(crate) fn continues(earlier: &ReceivedStatus, later: &ReceivedStatus) -> Res
         );
     }
     Ok(())
+}
+
+/// Returns whether the process that wrote `status` has stored the heartbeat after it. Returns an error if the heartbeat
+/// contradicts the status.
+pub(crate) fn beats(status: &ReceivedStatus, beat: &ReceivedHeartbeat) -> Result<bool, Failure> {
+    if beat.revision <= status.revision {
+        return Ok(false);
+    }
+    let (status, beat) = (&status.status, &beat.heartbeat);
+    for (what, told, beaten) in [
+        ("device id", &status.device_id, &beat.device_id),
+        ("boot id", &status.boot_id, &beat.boot_id),
+        ("digest", &status.exe_sha256, &beat.exe_sha256),
+    ] {
+        if told != beaten {
+            bail_guest!(
+                "the agent's heartbeat has the {what} {beaten}, but its last status has {told}";
+                "the agent must build its heartbeats from the same facts as its statuses; check who else writes them"
+            );
+        }
+    }
+    for (what, told, beaten) in [
+        ("number", status.sequence + 1, beat.sequence),
+        ("desired revision", status.desired_revision, beat.desired_revision),
+        ("uptime", status.uptime_seconds, beat.uptime_seconds),
+    ] {
+        if beaten < told {
+            bail_guest!(
+                "the agent's heartbeat has the {what} {beaten} after a status that needs at least {told}";
+                "read the agent's journal in the report's directory for why it started again"
+            );
+        }
+    }
+    Ok(true)
 }
 
 /// Returns an error unless the answer has the line that the workload of the deployment prints when it starts as this
@@ -171,7 +205,7 @@ pub(crate) fn evidence(seen: &ReceivedStatus) -> StatusEvidence {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use agent_protocol::{DeviceStatus, OsRelease};
+    use agent_protocol::{DeviceStatus, Heartbeat, OsRelease};
 
     pub(crate) fn seen(revision: u64, boot_id: &str) -> ReceivedStatus {
         numbered(revision, boot_id, 1)
@@ -277,6 +311,30 @@ pub(crate) mod tests {
             (numbered(8, "b2", 1), true),
         ] {
             assert_eq!(continues(&first, &later).is_ok(), continued, "{later:?}");
+        }
+    }
+
+    #[test]
+    fn a_heartbeat_continues_the_status_before_it() {
+        let mut told = numbered(7, "b1", 5);
+        told.status.desired_revision = 4;
+        let beat = |revision, change: fn(&mut Heartbeat)| {
+            let mut heartbeat = Heartbeat { sequence: 6, ..told.status.clone().into() };
+            change(&mut heartbeat);
+            beats(&told, &ReceivedHeartbeat { revision, heartbeat })
+        };
+        assert!(beat(8, |_| ()).unwrap());
+        assert!(!beat(6, |beat| beat.boot_id = "b0".into()).unwrap(), "it is older than the status");
+        for (change, words) in [
+            ((|beat| beat.boot_id = "b0".into()) as fn(&mut Heartbeat), "the boot id b0"),
+            (|beat| beat.exe_sha256 = "bb".into(), "the digest bb"),
+            (|beat| beat.device_id = "other".into(), "the device id other"),
+            (|beat| beat.sequence = 5, "the number 5"),
+            (|beat| beat.desired_revision = 3, "the desired revision 3"),
+            (|beat| beat.uptime_seconds = 8, "the uptime 8"),
+        ] {
+            let error = refuted(beat(8, change));
+            assert!(error.contains(words), "{error}");
         }
     }
 

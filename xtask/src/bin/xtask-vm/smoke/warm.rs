@@ -2,93 +2,40 @@
 //! script in `xtask_core::machine::seed` is the guest's part.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
-use xtask_core::cli::Sabotage;
+use anyhow::{Context, Error, Result};
+use xtask_core::bail_host;
 use xtask_core::digest::Algorithm;
 use xtask_core::error::{self, Kind};
-use xtask_core::format::{human_bytes, human_seconds, now_rfc3339, seconds_since};
-use xtask_core::fs::{make_private_dir, write_private};
-use xtask_core::image::Format;
+use xtask_core::format::{human_bytes, human_seconds, now_rfc3339};
 use xtask_core::machine::seed::{Restored, marker};
-use xtask_core::machine::{CONSOLE_SOCKET, ROOT_SOCKET, RunFiles, xml};
 use xtask_core::plan::Plan;
-use xtask_core::report::{EventKind, SnapshotReport};
-use xtask_core::snapshot::{DISK, Ingredients, NVRAM, RAM, SEED, SnapshotManifest, neutral_seed};
-use xtask_core::{bail_host, limits};
+use xtask_core::report::EventKind;
+use xtask_core::snapshot::{FILES, FILES_ON_DAEMON, Ingredients, Platform, SnapshotManifest, neutral_seed};
 use xtask_fleet::Broker;
-use xtask_images::snapshots::{self, Snapshot, Verification};
-use xtask_images::{Base, ReadyImage};
-use xtask_jobs::Step;
+use xtask_images::ReadyImage;
+use xtask_images::snapshots::{self, Snapshot};
 
-use super::prepare::{Prepared, apt_sources, make_overlay, make_writable_files, not_started, reach};
+use super::on_daemon::Begun;
+use super::prepare::{Prepared, apt_sources, not_started};
 use super::run::Run;
 use super::running::RunningVm;
-use super::target::Domain;
+use super::target::Driver;
+pub(super) use super::used::UsedSnapshot;
 use crate::guest::console::Console;
 use crate::guest::media::{self, Delivered};
 use crate::guest::ssh::Keys;
-use crate::libvirt::{Hypervisor, Machine};
 
-/// The snapshot from which a run's machine is restored. Its files are hashed while the run continues.
-pub(super) struct UsedSnapshot {
-    /// The entry for report.json.
-    pub(super) report: SnapshotReport,
-    verification: Option<Verification>,
-    /// True unless a file was found to be changed.
-    pub(super) unchanged: bool,
-}
-
-impl UsedSnapshot {
-    /// Records that the run uses the snapshot, and starts to hash its files.
-    fn begin(run: &Run<'_>, snapshot: &Snapshot, installs: bool) -> Result<Self> {
-        run.dir.uses_snapshot(&snapshot.directory)?;
-        let manifest = &snapshot.manifest;
-        let made = manifest.made_by == run.dir.id();
-        run.times.switch_to_warm(made, installs)?;
-        if !made {
-            run.ui.expect(run.times.usual());
-        }
-        let report = SnapshotReport {
-            key: snapshot.name(),
-            made_at: manifest.made_at.clone(),
-            age_seconds: seconds_since(&manifest.made_at, SystemTime::now()),
-            made_by: manifest.made_by.clone(),
-            reused: manifest.files.keys().cloned().collect(),
-            clock_step_seconds: None,
-        };
-        Ok(Self { report, verification: Some(snapshot.verify()), unchanged: true })
-    }
-
-    /// Returns a text with the age of a snapshot that is older than a day, because the image's mirror may have changed
-    /// since. The text is empty for a newer snapshot.
-    fn days(&self) -> String {
-        match self.report.age_seconds.map_or(0, |seconds| seconds / 86_400) {
-            0 => String::new(),
-            days => format!(", {days} day(s) old"),
-        }
-    }
-
-    /// Waits until the files are hashed, and returns an error if one was changed.
-    pub(super) fn finish_verification(&mut self, run: &Run<'_>) -> Result<()> {
-        let Some(verification) = self.verification.take() else { return Ok(()) };
-        let verified = if verification.is_finished() {
-            verification.conclude()
-        } else {
-            let step = Step { kind: "snapshot", what: "hash", title: "snapshot" };
-            run.ui.step(&run.cache, step, || {
-                while !verification.is_finished() {
-                    run.ui.tick("hashing the snapshot and its image")?;
-                    std::thread::sleep(limits::POLL);
-                }
-                verification.conclude().map(|()| ((), "is unchanged".to_owned()))
-            })
-        };
-        self.unchanged = verified.is_ok();
-        verified
-    }
+/// The snapshot that a run wants.
+struct Wanted {
+    ingredients: Ingredients,
+    /// The snapshot, if it exists.
+    found: Option<Snapshot>,
+    /// The lock of the snapshot's key.
+    lock: File,
 }
 
 /// The inputs for the machine of a warm run.
@@ -99,11 +46,39 @@ pub(super) struct Warm<'a> {
     pub(super) subject: Delivered<'a>,
 }
 
-/// The parts of a run that the restore of a machine uses.
-struct Access<'a> {
-    hypervisor: &'a Hypervisor,
-    keys: &'a Keys,
-    broker: &'a Broker,
+/// The parts of a machine that exist before its domain starts, in one of the two places of a guest.
+pub(super) enum Ground {
+    Here(Box<Prepared>),
+    Daemon(Box<Begun>),
+}
+
+impl Ground {
+    pub(super) fn begin(run: &Run<'_>, plan: &Plan) -> Result<Self> {
+        Ok(match &plan.place.connect {
+            None => Self::Here(Box::new(Prepared::make(run, plan)?)),
+            Some(uri) => Self::Daemon(Box::new(Begun::new(uri, run, plan)?)),
+        })
+    }
+
+    /// Returns the libvirt and the firmware that make and restore a snapshot, or the reason why it is not possible.
+    pub(super) fn platform(&mut self, plan: &Plan) -> Result<Platform, String> {
+        match self {
+            Self::Here(prepared) => Ok(Platform {
+                libvirt: prepared.libvirt_version.clone(),
+                firmware: plan.own_firmware().map_err(|error| format!("{error:#}"))?.clone(),
+                daemon: None,
+            }),
+            Self::Daemon(begun) => begun.platform(plan),
+        }
+    }
+
+    /// Removes what the machine has on a daemon. Returns the error because of which the machine is given up.
+    fn given_up(self, error: Error) -> Error {
+        match self {
+            Self::Here(_) => error,
+            Self::Daemon(begun) => begun.given_up(error),
+        }
+    }
 }
 
 impl Warm<'_> {
@@ -111,9 +86,11 @@ impl Warm<'_> {
     /// payload.
     pub(super) fn restore<'slot>(
         &self,
+        ground: Ground,
+        platform: &Platform,
         slot: &'slot mut Option<RunningVm>,
     ) -> Result<(&'slot mut RunningVm, String)> {
-        self.restore_or_make(slot).map_err(|error| {
+        self.restore_or_make(ground, platform, slot).map_err(|error| {
             let hint =
                 "see the causes; nothing is known about the agent yet. Use --cold to run without a snapshot";
             error::host_fault(error, "restore the machine from its snapshot", hint)
@@ -122,26 +99,23 @@ impl Warm<'_> {
 
     fn restore_or_make<'slot>(
         &self,
+        ground: Ground,
+        platform: &Platform,
         slot: &'slot mut Option<RunningVm>,
     ) -> Result<(&'slot mut RunningVm, String)> {
         let Self { run, plan, .. } = *self;
-        let prepared = Prepared::make(run, plan).map_err(not_started)?;
-        let ingredients = self.ingredients(prepared.libvirt_version.clone())?;
-        let key = ingredients.key(&plan.image.name, plan.spec.architecture);
-        // The limit is long enough for another run that makes the snapshot and restores it under the same lock.
-        let limit = plan.limits.boot() + plan.provision_limit(true) + plan.limits.provision();
-        let asked = Instant::now();
-        // The lock is held until the run has recorded that it uses the snapshot.
-        let lock = snapshots::lock(&run.cache, &key, limit, &run.ui)?;
-        run.times.note_wait(asked.elapsed());
-        let found = snapshots::find(&run.cache, &key, &ingredients, &run.ui)?;
+        let wanted = match self.wanted(platform) {
+            Ok(wanted) => wanted,
+            Err(error) => return Err(ground.given_up(error)),
+        };
+        let Wanted { ingredients, found, lock } = wanted;
         let started = Instant::now();
         let (vm, snapshot) = match found {
-            Some(snapshot) => (slot.insert(self.restored(prepared, &snapshot)?), snapshot),
+            Some(snapshot) => (slot.insert(self.restored(ground, &snapshot)?), snapshot),
             None => {
                 run.ui.expect(run.times.usual_of_making());
                 let made = run.dir.work().join("snapshot");
-                let booted = self.first_boot(prepared, ingredients.payload_bytes, &made);
+                let booted = self.first_boot(ground, ingredients.payload_bytes, &made);
                 let vm = slot.insert(booted.map_err(not_started)?);
                 match self.save_and_restore(vm, &made, ingredients) {
                     Ok(snapshot) => (vm, snapshot),
@@ -149,6 +123,7 @@ impl Warm<'_> {
                 }
             }
         };
+        // The lock is held until the run has recorded that it uses the snapshot.
         drop(lock);
         vm.deadline = run.times.deadline();
         let deadline = vm.deadline.within(plan.limits.provision());
@@ -171,25 +146,37 @@ impl Warm<'_> {
         Ok((vm, detail))
     }
 
-    /// Returns the ingredients of a snapshot for this plan.
-    fn ingredients(&self, libvirt: String) -> Result<Ingredients> {
+    /// Locks the snapshot of this plan's machine, and looks for it.
+    fn wanted(&self, platform: &Platform) -> Result<Wanted> {
         let Self { run, plan, image, subject } = *self;
         let content = subject.map_or(0, |(agent, workload)| agent.content.len() + workload.len());
         let store = run.images();
         let digest_of = |path: &Path| store.remembered_digest(path, Algorithm::Sha256);
-        Ingredients::of(plan, (&image.digest, &image.disk), libvirt, content as u64, digest_of)
+        let image = (&image.digest, image.disk.as_path());
+        let ingredients = Ingredients::of(plan, image, platform, content as u64, digest_of)?;
+        let key = ingredients.key(&plan.image.name, plan.spec.architecture);
+        // The limit is long enough for another run that makes the snapshot and restores it under the same lock.
+        let limit = plan.limits.boot() + plan.provision_limit(true) + plan.limits.provision();
+        let asked = Instant::now();
+        let lock = snapshots::lock(&run.cache, &key, limit, &run.ui)?;
+        run.times.note_wait(asked.elapsed());
+        let found = snapshots::find(&run.cache, &key, &ingredients, &run.ui)?;
+        Ok(Wanted { ingredients, found, lock })
     }
 
     /// Restores the machine from an existing snapshot.
-    fn restored(&self, prepared: Prepared, snapshot: &Snapshot) -> Result<RunningVm> {
+    fn restored(&self, ground: Ground, snapshot: &Snapshot) -> Result<RunningVm> {
         let run = self.run;
-        let mut used = UsedSnapshot::begin(run, snapshot, self.subject.is_some())?;
-        let files = self.own_files(snapshot)?;
-        let access =
-            Access { hypervisor: &prepared.hypervisor, keys: &prepared.keys, broker: &prepared.broker };
-        match self.machine(&access, &files, snapshot) {
-            Ok((domain, machine)) => {
-                let mut vm = prepared.with(self.plan.clone(), files, domain, machine);
+        let mut used = match UsedSnapshot::begin(run, snapshot, self.subject.is_some()) {
+            Ok(used) => used,
+            Err(error) => return Err(ground.given_up(error)),
+        };
+        let restored = match ground {
+            Ground::Here(prepared) => self.restored_here(*prepared, snapshot),
+            Ground::Daemon(begun) => self.restored_on_daemon(*begun, snapshot),
+        };
+        match restored {
+            Ok(mut vm) => {
                 vm.record(EventKind::Boot, "the machine was restored from its snapshot");
                 Ok(RunningVm { snapshot: Some(used), ..vm })
             }
@@ -197,77 +184,47 @@ impl Warm<'_> {
         }
     }
 
-    /// Returns the files of a run that uses this snapshot.
-    fn own_files(&self, snapshot: &Snapshot) -> Result<RunFiles> {
-        let dir = &self.run.dir;
-        let mut files = RunFiles::of_run(&dir.work(), dir.path().join("console.log"))?;
-        files.backing = vec![snapshot.file(DISK), self.image.disk.clone()];
-        // Later boots read the seed too. It has the same instance id, so cloud-init does not treat them as first
-        // boots.
-        files.seed = snapshot.file(SEED);
-        files.uuid.clone_from(&snapshot.manifest.uuid);
-        Ok(files)
+    /// Starts the machine for a snapshot, with an empty payload disk.
+    fn first_boot(&self, ground: Ground, payload_bytes: u64, made: &Path) -> Result<RunningVm> {
+        self.run.ui.note("no snapshot of this machine yet: it boots once and is saved after its first boot");
+        match ground {
+            Ground::Here(prepared) => self.first_boot_here(*prepared, payload_bytes, made),
+            Ground::Daemon(begun) => self.first_boot_on_daemon(*begun, payload_bytes, made),
+        }
     }
 
-    /// Makes the disks of a machine, and restores it. QEMU's machine is compared with the domain before the guest
-    /// runs.
-    fn machine(
+    /// Makes the seed and the empty payload of a machine that becomes a snapshot.
+    pub(super) fn make_neutral(&self, keys: &Keys, files: [&Path; 2], payload_bytes: u64) -> Result<()> {
+        let Self { run, plan, .. } = *self;
+        let [seed, payload] = files;
+        media::make_blank(payload, payload_bytes)?;
+        // Each later run installs its own keys in the machine.
+        let neutral = keys.seed(run.dir.id(), &neutral_seed(plan));
+        media::make_seed(seed, &neutral, &run.dir.work(), &run.ui)
+    }
+
+    /// Makes the payload of a restored machine. The agent reaches the broker at `address`.
+    pub(super) fn make_payload(
         &self,
-        access: &Access<'_>,
-        files: &RunFiles,
+        payload: &Path,
+        (keys, broker): (&Keys, &Broker),
+        address: &str,
         snapshot: &Snapshot,
-    ) -> Result<(Domain, Machine)> {
-        let Self { run, plan, image, subject } = *self;
-        let (work, sabotage) = (run.dir.work(), run.options.sabotage);
-        let (config, ca) = (access.broker.agent_config(), access.broker.ca());
+    ) -> Result<()> {
+        let Self { run, plan, subject, .. } = *self;
+        let (config, ca) = (broker.agent_config(address), broker.ca());
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .context("this host's clock is before 1970")?
             .as_secs();
         let restored = Restored { login_user: &plan.image.login_user, now };
-        let restored = Some((snapshot.manifest.ingredients.payload_bytes, restored, access.keys));
+        let restored = Some((snapshot.manifest.ingredients.payload_bytes, restored, keys));
         let apt_sources = apt_sources(plan, subject, &run.ui)?;
-        let disk = media::PayloadDisk {
-            subject,
-            apt_sources: &apt_sources,
-            config: &config,
-            ca,
-            sabotage,
-            restored,
-        };
-        media::make_payload(&files.payload, run.workspace, &disk, &work, &run.ui)?;
-        let virtual_bytes = image.virtual_bytes;
-        let base = Base { disk: snapshot.file(DISK), format: Format::Qcow2, virtual_bytes };
-        make_overlay(files, &base, &run.ui)?;
-        write_private(&files.nvram, fs_err::read(snapshot.file(NVRAM))?)?;
-        let domain = Domain::write(plan, files, &work, reach(run, plan, access.broker))?;
-        let mut xml = domain.xml.clone();
-        if sabotage == Some(Sabotage::StaleChain) {
-            xml = xml::with_stale_chain(&xml, &files.overlay, &image.disk);
-        }
-        let restored = access.hypervisor.restore_paused(&snapshot.file(RAM), &xml, &domain.reach);
-        let machine = domain.resume(restored.map_err(|error| snapshot.does_not_restore(error))?)?;
-        Ok((domain, machine))
-    }
-
-    /// Starts the machine for a snapshot, with an empty payload disk.
-    fn first_boot(&self, prepared: Prepared, payload_bytes: u64, made: &Path) -> Result<RunningVm> {
-        let Self { run, plan, image, .. } = *self;
-        run.ui.note("no snapshot of this machine yet: it boots once and is saved after its first boot");
-        make_private_dir(made)?;
-        let mut files = RunFiles::of_run(made, run.dir.path().join("console.log"))?;
-        files.backing = vec![image.disk.clone()];
-        files.console_socket = run.dir.work().join(CONSOLE_SOCKET);
-        files.root_socket = run.dir.work().join(ROOT_SOCKET);
-        media::make_blank(&files.payload, payload_bytes)?;
-        make_writable_files(plan, &files, &image.base(), &run.ui)?;
-        // Each later run installs its own keys in the machine.
-        let seed = prepared.keys.seed(run.dir.id(), &neutral_seed(plan));
-        media::make_seed(&files.seed, &seed, made, &run.ui)?;
-        let reach = prepared.reach_of_first_boot(run, plan);
-        let domain = Domain::write(plan, &files, &run.dir.work(), reach)?;
-        let machine = domain.start(&prepared.hypervisor)?;
-        Ok(prepared.with(plan.clone(), files, domain, machine))
+        let (config, apt_sources, sabotage) = (config.as_str(), apt_sources.as_slice(), run.options.sabotage);
+        let plant = run.plant(plan)?;
+        let plant = plant.as_ref();
+        let disk = media::PayloadDisk { subject, apt_sources, config, ca, sabotage, plant, restored };
+        media::make_payload(payload, run.workspace, &disk, &run.dir.work(), &run.ui)
     }
 
     /// Waits until the first boot ends, saves the machine as a snapshot in the cache, and restores the machine from it
@@ -299,10 +256,18 @@ impl Warm<'_> {
         })?;
         vm.snapshot = Some(UsedSnapshot::begin(run, &snapshot, self.subject.is_some())?);
         vm.console.new_boot()?;
-        let files = self.own_files(&snapshot)?;
-        let access = Access { hypervisor: &vm.target.hypervisor, keys: &vm.keys, broker: &vm.broker };
-        let (domain, machine) = self.machine(&access, &files, &snapshot)?;
-        vm.files = files;
+        let access = (&vm.keys, &vm.broker);
+        let (domain, machine) = match vm.target.driver() {
+            Driver::Embedded { hypervisor, .. } => {
+                let files = self.own_files(&snapshot)?;
+                let (domain, machine) = self.machine_here(hypervisor, access, &files, &snapshot)?;
+                vm.files = files;
+                (Some(domain), machine)
+            }
+            Driver::Daemon(on_daemon) => {
+                (None, self.restore_on(on_daemon, access, &mut vm.files, &snapshot)?)
+            }
+        };
         vm.target.replace(domain, machine);
         vm.root.connect();
         Ok(snapshot)
@@ -311,7 +276,8 @@ impl Warm<'_> {
     /// Writes the machine's memory to a file, ends the machine, and keeps its files in the cache.
     fn save(&self, vm: &mut RunningVm, made: &Path, ingredients: Ingredients) -> Result<Snapshot> {
         let Self { run, plan, .. } = *self;
-        vm.target.save(&made.join(RAM))?;
+        vm.target.save(made)?;
+        let names = if plan.place.connect.is_none() { &FILES[..] } else { &FILES_ON_DAEMON };
         let key = ingredients.key(&plan.image.name, plan.spec.architecture);
         let manifest = SnapshotManifest {
             ingredients,
@@ -322,7 +288,7 @@ impl Warm<'_> {
             made_by: run.dir.id().to_owned(),
             files: BTreeMap::new(),
         };
-        snapshots::keep(&run.cache, &key, made, manifest)
+        snapshots::keep(&run.cache, &key, (made, names), manifest)
     }
 }
 

@@ -33,7 +33,7 @@ const CONTAINER_PORT: u16 = 8080;
 const PROBATION_SECONDS: u32 = 5;
 
 /// Returns the document of a deployment: the workload of this generation, with a port, a volume and limits.
-fn document(generation: u64, port: u16) -> Document {
+pub(super) fn document(generation: u64, port: u16) -> Document {
     let container = ContainerSpec {
         env: BTreeMap::from([("GENERATION".to_owned(), generation.to_string())]),
         ports: vec![Port { host: port, container: CONTAINER_PORT, address: None, protocol: Protocol::Tcp }],
@@ -92,9 +92,9 @@ pub(super) fn run(
 }
 
 /// Adds [`EPHEMERAL`] again and deletes [`RETIRED`], while the disk completes no writes. The agent must not
-/// acknowledge a change that is not on its disk. Then lets the disk go on, and returns the revisions of both changes once
-/// the agent has acknowledged them. The power cut follows before podman has started the container of
-/// [`EPHEMERAL`] or stopped that of [`RETIRED`].
+/// acknowledge a change that is not on its disk. Then lets the disk go on, and returns the revisions of both changes
+/// once the agent has acknowledged them. The power cut follows before podman has started the container of [`EPHEMERAL`]
+/// or stopped that of [`RETIRED`].
 pub(super) fn change_before_cut(vm: &mut RunningVm, proof: &mut Proof<'_>) -> Result<(u64, u64)> {
     let held = Fault::HeldWrites.begin(vm)?;
     let put = vm.broker.desire(EPHEMERAL.name, &document(2, EPHEMERAL.port))?;

@@ -20,6 +20,8 @@ use xtask_core::{bail_host, limits};
 use xtask_jobs::Ui;
 
 use crate::guest::monitor::{State, state};
+use crate::libvirt::daemon::run_domain::RunDomain;
+use crate::vm::{log, on_daemon};
 
 /// The key that detaches the terminal: Ctrl-], as in telnet(1) and virsh(1).
 const DETACH: u8 = 0x1d;
@@ -30,9 +32,18 @@ pub(crate) fn console(machine: Option<&str>, verbosity: Verbosity) -> Result<()>
     let ui = Ui::install(verbosity)?;
     let instance = instance::find(&Cache::open()?, machine)?;
     let name = &instance.machine.name;
+    let is_on_daemon = instance.machine.daemon.is_some();
+    let mut run_domain = is_on_daemon.then(|| on_daemon::run_domain(&instance, &ui)).transpose()?;
+    if is_on_daemon {
+        log::shorten(&instance.machine.console)?;
+    }
     let mut log = ConsoleLog::open(&instance.machine.console)?;
+    let is_off = |run_domain: &Option<RunDomain>| match run_domain {
+        None => Ok(state(&instance) == State::Off),
+        Some(run_domain) => run_domain.state().map(|state| state == State::Off),
+    };
     let say_off = || message!("{name} is off; boot it with cargo xtask vm start {name}");
-    if state(&instance) == State::Off {
+    if is_off(&run_domain)? {
         log.show()?;
         say_off();
         return Ok(());
@@ -47,10 +58,13 @@ pub(crate) fn console(machine: Option<&str>, verbosity: Verbosity) -> Result<()>
     // Change the terminal first: a process that may not control it is stopped here, before it is connected to the
     // guest.
     let terminal = RawTerminal::enter()?;
-    let path = instance.work().join(CONSOLE_SOCKET);
-    let stream = UnixStream::connect(&path).with_context(|| format!("connect to {}", path.display()));
-    let stream = stream.map_err(|error| {
-        let hint = "use --no-follow to see the output so far; vm stop and vm start restore the console";
+    let stream = connect(&instance, run_domain.as_mut()).map_err(|error| {
+        let hint = match is_on_daemon {
+            true => {
+                "detach other clients of its libvirt (virsh console); --no-follow shows the output so far"
+            }
+            false => "use --no-follow to see the output so far; vm stop and vm start restore the console",
+        };
         host_fault(error, format!("attach to the console of {name}"), hint)
     })?;
     if terminal.is_some() {
@@ -59,10 +73,20 @@ pub(crate) fn console(machine: Option<&str>, verbosity: Verbosity) -> Result<()>
     let attached = attach(&instance, &stream, &mut log, terminal.is_some(), &ui);
     drop(terminal);
     message!("");
-    if state(&instance) == State::Off {
+    attached?;
+    if is_off(&run_domain)? {
         say_off();
     }
-    attached
+    Ok(())
+}
+
+/// Returns a socket of the console.
+fn connect(instance: &Instance, run_domain: Option<&mut RunDomain>) -> Result<UnixStream> {
+    if let Some(run_domain) = run_domain {
+        return run_domain.attach_console(&instance.machine.console);
+    }
+    let path = instance.work().join(CONSOLE_SOCKET);
+    UnixStream::connect(&path).with_context(|| format!("connect to {}", path.display()))
 }
 
 /// Copies the console's log to stdout, and stdin to the guest.
@@ -79,7 +103,7 @@ fn attach(instance: &Instance, stream: &UnixStream, log: &mut ConsoleLog, keys: 
         let _ = std::io::copy(&mut from_guest, &mut std::io::sink());
         ended.store(true, Ordering::Relaxed);
     });
-    // QEMU does not close the console when its guest has shut down.
+    // QEMU does not close the console when its guest has shut down. libvirt does.
     let (off, instance) = (Arc::clone(&over), instance.clone());
     std::thread::spawn(move || {
         while state(&instance) != State::Off {

@@ -13,6 +13,7 @@ use xtask_core::fs::{make_private_dir, remove_tree};
 use xtask_core::host::tools;
 use xtask_core::machine::SSH_PORT;
 use xtask_core::machine::proxies::Proxies;
+use xtask_core::processes::emulator;
 use xtask_core::readback::ExpectedMachine;
 use xtask_core::runs::instance::{self, Instance};
 use xtask_core::{bail_host, limits};
@@ -23,6 +24,7 @@ use crate::guest::console::Console;
 use crate::guest::monitor::{State, check_running, state};
 use crate::guest::watch::{Deadline, Watch};
 use crate::libvirt::{Condition, Hypervisor, Machine, Reach, isolation, paused};
+use crate::vm::{log, on_daemon};
 
 /// Starts an instance and waits for its ssh server.
 pub(crate) fn start(args: &OneArgs, verbosity: Verbosity) -> Result<()> {
@@ -33,6 +35,7 @@ pub(crate) fn start(args: &OneArgs, verbosity: Verbosity) -> Result<()> {
     let name = instance.machine.name.clone();
     let step = Step { kind: &kind(&instance), what: "boot", title: "boot" };
     ui.step(&cache, step, || {
+        let boot = if instance.machine.daemon.is_some() { on_daemon::power::boot } else { boot };
         boot(&cache, &mut instance, &ui).map_err(|error| {
             host_fault(error, format!("start {name}"), "see the causes; its disk is unchanged")
         })?;
@@ -41,7 +44,7 @@ pub(crate) fn start(args: &OneArgs, verbosity: Verbosity) -> Result<()> {
 }
 
 /// Returns the name under which times are recorded. Instances with the same name take about the same time.
-fn kind(instance: &Instance) -> String {
+pub(super) fn kind(instance: &Instance) -> String {
     format!("machine-{}-{}", instance.machine.arch, instance.machine.image)
 }
 
@@ -50,8 +53,11 @@ fn kind(instance: &Instance) -> String {
 pub(crate) fn stop(args: &OneArgs, verbosity: Verbosity) -> Result<()> {
     let ui = Ui::install(verbosity)?;
     let cache = Cache::open()?;
-    let instance = instance::find(&cache, args.machine.as_deref())?;
+    let mut instance = instance::find(&cache, args.machine.as_deref())?;
     let _lock = instance.lock()?;
+    if instance.machine.daemon.is_some() {
+        return on_daemon::power::stop(&cache, &mut instance, &ui);
+    }
     let name = instance.machine.name.clone();
     if !instance.has_processes() {
         ui.note(&format!("{name} was already off"));
@@ -92,13 +98,19 @@ fn shut_down(cache: &Cache, instance: &Instance, ui: &Ui) -> Result<()> {
 }
 
 /// Returns the console of an instance. Only output from now on is read from it.
-fn console_of_new_boot(instance: &Instance) -> Result<Console> {
+pub(super) fn console_of_new_boot(instance: &Instance) -> Result<Console> {
+    log::shorten(&instance.machine.console)?;
     let mut console = Console::new(&instance.machine.console);
     console.new_boot()?;
     Ok(console)
 }
 
-fn run_in_guest(instance: &Instance, command: &[&str], limit: Duration, ui: &Ui) -> Result<String> {
+pub(super) fn run_in_guest(
+    instance: &Instance,
+    command: &[&str],
+    limit: Duration,
+    ui: &Ui,
+) -> Result<String> {
     let mut arguments = instance.ssh()?;
     arguments.extend(["--"].iter().chain(command).map(Into::into));
     child::read(&tools::require("ssh")?, &arguments, limit, ui)
@@ -146,9 +158,15 @@ fn boot(cache: &Cache, instance: &mut Instance, ui: &Ui) -> Result<()> {
         ui.tick("hashing the snapshot")?;
         snapshot.check_what_boots().map_err(lost)?;
     }
-    isolation::note_services(ui);
-    let stopped = hypervisor.start_paused(&xml, &Reach::Internet(Proxies::from_env().ports()))?;
+    if let Some(sentence) = isolation::services_in_reach() {
+        ui.note(&sentence);
+    }
+    let (own, proxies) = Proxies::from_env().ports();
+    let stopped = hypervisor.start_paused(&xml, &Reach::Internet { own, proxies })?;
     let mut machine = paused::resume_verified(stopped, &expected, &instance.work())?;
+    if let Some(qemu) = emulator(&instance.work()) {
+        log::keep_small(qemu.pid, &instance.machine.console)?;
+    }
     instance.machine.ssh_port = Some(machine.port_to(SSH_PORT)?);
     instance.save()?;
     wait_for_ssh(instance, &machine, &mut console, ui)?;
@@ -157,7 +175,7 @@ fn boot(cache: &Cache, instance: &mut Instance, ui: &Ui) -> Result<()> {
 }
 
 /// Returns the XML of the instance's domain, and the machine that QEMU must make of it.
-fn asked_for(instance: &Instance) -> Result<(String, ExpectedMachine)> {
+pub(super) fn asked_for(instance: &Instance) -> Result<(String, ExpectedMachine)> {
     let read = |name: &str| fs_err::read_to_string(instance.work().join(name));
     let expected = serde_json::from_str(&read(paused::EXPECTED)?);
     Ok((read(paused::XML)?, expected.with_context(|| format!("parse {}", paused::EXPECTED))?))

@@ -1,6 +1,7 @@
 //! Tests of the findings, with the XML of a real libvirt 9.0.
 
 use super::*;
+use crate::cli::PlaceArgs;
 use crate::preflight::findings::{Remedy, Severity};
 use crate::preflight::remote::{Network, Node, Pool, capabilities};
 
@@ -31,7 +32,8 @@ fn answer(arch: VmArchitecture, xml: &str) -> (VmArchitecture, Result<DomainOffe
 
 fn findings(uri: &str, offer: ConnectionOffer, machine: &MachineArgs) -> Vec<Finding> {
     let facts = ConnectionFacts { uri: uri.parse().unwrap(), answer: Ok(offer) };
-    evaluate(&facts, &PreflightRequest { architectures: &VmArchitecture::ALL, machine, for_ci: false })
+    let place = &PlaceArgs::default();
+    evaluate(&facts, &PreflightRequest { architectures: &VmArchitecture::ALL, machine, place, for_ci: false })
 }
 
 /// Returns the findings about [`sound`] after a change. The findings that [`sound`] has without the change are left
@@ -73,7 +75,7 @@ fn a_sound_libvirt_is_described_and_not_blamed() {
 #[expect(clippy::too_many_lines, reason = "a table with a row for each finding")]
 #[test]
 fn each_lack_is_found_under_its_own_id() {
-    use Severity::{Blocks, Degrades, Informs};
+    use Severity::{Blocks, Degrades};
     type Change = fn(&mut ConnectionOffer, &mut MachineArgs);
     let no = || "no reason".to_owned();
     let table: &[(&str, Severity, &str, Change)] = &[
@@ -111,12 +113,12 @@ fn each_lack_is_found_under_its_own_id() {
         ("connect-network-autostart", Degrades, "net-autostart default", |o, _| {
             o.network = Ok(Some(Network { active: true, autostart: false }));
         }),
-        ("connect-pool", Degrades, "storage driver", |o, _| o.pool = Err("not supported".into())),
-        ("connect-pool-missing", Informs, "pool-define-as", |o, _| o.pool = Ok(None)),
-        ("connect-pool-inactive", Degrades, "pool-start", |o, _| {
+        ("connect-pool", Blocks, "storage driver", |o, _| o.pool = Err("not supported".into())),
+        ("connect-pool-missing", Blocks, "pool-define-as", |o, _| o.pool = Ok(None)),
+        ("connect-pool-inactive", Blocks, "pool-start", |o, _| {
             o.pool = Ok(Some(Pool { active: false, free: 0 }));
         }),
-        ("connect-pool-room", Degrades, "vol-list", |o, _| {
+        ("connect-pool-room", Blocks, "vol-list", |o, _| {
             o.pool = Ok(Some(Pool { active: true, free: 1024 * MIB }));
         }),
     ];
@@ -208,4 +210,27 @@ fn what_is_not_libvirts_xml_is_an_error() {
     }
     assert!(capabilities::domain(CAPABILITIES).is_err());
     assert_eq!(capabilities::guests("<capabilities/>"), Ok(Vec::new()), "a host that runs nothing");
+}
+
+/// A smoke with `--network nat` needs the network, and one with `--network user` does not look at networks.
+#[test]
+fn a_network_that_is_requested_must_be_there() {
+    let found = |network: Option<&str>, known: Option<Network>| {
+        let offer = ConnectionOffer { network: Ok(known), ..sound() };
+        let facts = ConnectionFacts { uri: URI.parse().unwrap(), answer: Ok(offer) };
+        let place = &PlaceArgs { network: network.map(|name| name.parse().unwrap()), ..PlaceArgs::default() };
+        let machine = &MachineArgs::default();
+        let asked = PreflightRequest { architectures: &VmArchitecture::ALL, machine, place, for_ci: false };
+        let found =
+            evaluate(&facts, &asked).into_iter().find(|finding| finding.id.starts_with("connect-network"));
+        found.map(|finding| (finding.severity, finding.sentence.replace(&format!("{URI}: "), "")))
+    };
+    let inactive = Some(Network { active: false, autostart: true });
+    assert_eq!(
+        found(Some("nat"), inactive),
+        Some((Severity::Blocks, "the network default is not active".into()))
+    );
+    assert_eq!(found(Some("nat:lab"), None), Some((Severity::Blocks, "there is no network lab".into())));
+    assert_eq!(found(None, inactive).unwrap().0, Severity::Degrades);
+    assert_eq!(found(Some("user"), None), None);
 }

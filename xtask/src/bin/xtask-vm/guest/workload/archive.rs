@@ -9,7 +9,7 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// The path of the program in the image, without the leading slash.
-const PROGRAM: &str = "workload";
+pub(crate) const PROGRAM: &str = "workload";
 
 /// Makes the archive of an image that runs `program`. `reference` is the image's name. `architecture` is in Go's names,
 /// which are the same as Debian's here.

@@ -11,6 +11,8 @@ use xtask_core::cache::Cache;
 use xtask_core::workspace::Workspace;
 use xtask_inspection::check_header;
 
+pub(crate) use archive::PROGRAM;
+
 /// The reference of the workload's image.
 pub(crate) const IMAGE: &str = "localhost/iot-workload:1";
 
@@ -20,13 +22,23 @@ pub(crate) struct Workload {
     pub(crate) archive: Vec<u8>,
 }
 
+/// The programs of the workload's image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Program {
+    Sound,
+    /// The program of the planted fault `small-pages`.
+    SmallPages,
+    /// The program of the planted fault `unsynced-volume`.
+    UnsyncedVolume,
+}
+
 /// Returns the name of the archive's file in the directory in which the agent looks for images. The name is the image's
 /// reference in the form of a file name.
 pub(crate) fn file_name() -> String {
     format!("{}.tar", IMAGE.replace(['/', ':'], "_"))
 }
 
-/// Returns the workload for `arch`. `has_small_pages` is true for the planted fault `small-pages`.
+/// Returns the workload for `arch`.
 ///
 /// # Errors
 /// Returns an error if rustc fails, or if the linker's output is not an executable for `arch`.
@@ -34,9 +46,13 @@ pub(crate) fn made(
     workspace: &Workspace,
     cache: &Cache,
     arch: VmArchitecture,
-    has_small_pages: bool,
+    program: Program,
 ) -> Result<Workload> {
-    let source = if has_small_pages { programs::SMALL_PAGES } else { programs::SOUND };
+    let source = match program {
+        Program::Sound => programs::SOUND,
+        Program::SmallPages => programs::SMALL_PAGES,
+        Program::UnsyncedVolume => programs::UNSYNCED_VOLUME,
+    };
     let program = compiled(&source, workspace, cache, arch).context("compile the smoke's workload")?;
     let archive =
         archive::oci(IMAGE, arch.profile().debian_arch, &program).context("pack the workload's image")?;
@@ -85,7 +101,7 @@ mod tests {
     }
 
     fn image(cache: &Cache, arch: VmArchitecture) -> Vec<u8> {
-        made(&Workspace::find().unwrap(), cache, arch, false).unwrap().archive
+        made(&Workspace::find().unwrap(), cache, arch, Program::Sound).unwrap().archive
     }
 
     #[test]

@@ -8,3 +8,9 @@ pub(super) const SOUND: Standalone = Standalone { name: "workload", sources: &["
 /// The workload of the planted fault `small-pages`.
 pub(super) const SMALL_PAGES: Standalone =
     Standalone { name: "workload", sources: &["xtask/workload/small_pages.rs", "xtask/workload/main.rs"] };
+
+/// The workload of the planted fault `unsynced-volume`.
+pub(super) const UNSYNCED_VOLUME: Standalone = Standalone {
+    name: "workload",
+    sources: &["xtask/workload/unsynced_volume.rs", "xtask/workload/main.rs"],
+};

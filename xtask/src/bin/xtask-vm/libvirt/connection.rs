@@ -1,11 +1,10 @@
-//! Checks the libvirt that `preflight --connect` names: its daemon, this user's permissions, its network and its host.
-//! Each answer has a time limit here, since libvirt's calls have none.
+//! Checks the libvirt that `--connect` names: its daemon, this user's permissions, its network and its host. Each
+//! answer has a time limit here, since libvirt's calls have none.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Instant;
 
 use anyhow::Result;
-use rustix::process::{Signal, kill_process};
 use xtask_core::libvirt_uri::ConnectUri;
 use xtask_core::limits;
 use xtask_core::preflight::PreflightRequest;
@@ -14,20 +13,23 @@ use xtask_core::preflight::remote::refusal::Refusal;
 use xtask_core::preflight::remote::{ConnectionFacts, evaluate};
 use xtask_jobs::Ui;
 
-use crate::libvirt::{children, remote};
+use super::reaper::{children, end_children_since};
+use super::remote;
 
-/// Returns the findings about the libvirt at `uri` for the requested guests.
-pub(super) fn findings(uri: &ConnectUri, asked: &PreflightRequest<'_>, ui: &Ui) -> Result<Vec<Finding>> {
+/// Returns the facts about the libvirt at `uri` for the requested guests, and the findings about them.
+pub(crate) fn check(
+    uri: &ConnectUri,
+    asked: &PreflightRequest<'_>,
+    ui: &Ui,
+) -> Result<(ConnectionFacts, Vec<Finding>)> {
     let before = children();
     let facts = gather(uri, asked, ui);
     if !matches!(&facts, Ok(ConnectionFacts { answer: Ok(_), .. })) {
-        // End the ssh that libvirt has started. libvirt itself ends it only when its call returns.
-        for child in children().into_iter().filter(|child| !before.contains(child)) {
-            // An error means that the process has already ended by itself.
-            let _ = kill_process(child, Signal::TERM);
-        }
+        end_children_since(&before);
     }
-    Ok(evaluate(&facts?, asked))
+    let facts = facts?;
+    let findings = evaluate(&facts, asked);
+    Ok((facts, findings))
 }
 
 /// Asks the questions in a thread. If an answer takes too long, the thread is abandoned. It ends together with this
@@ -35,10 +37,17 @@ pub(super) fn findings(uri: &ConnectUri, asked: &PreflightRequest<'_>, ui: &Ui) 
 fn gather(uri: &ConnectUri, asked: &PreflightRequest<'_>, ui: &Ui) -> Result<ConnectionFacts> {
     let (sender, questions) = mpsc::channel();
     let (name, architectures, machine) = (uri.clone(), asked.architectures.to_vec(), asked.machine.clone());
+    let place = asked.place.clone();
     let thread = std::thread::spawn(move || {
         // After a timeout, the receiver no longer exists.
         let asks = |what| _ = sender.send(what);
-        remote::gather(&name, &architectures, &machine, &asks)
+        let asked = PreflightRequest {
+            architectures: &architectures,
+            machine: &machine,
+            place: &place,
+            for_ci: false,
+        };
+        remote::gather(&name, &asked, &asks)
     });
     let (mut what, mut since) = ("begin", Instant::now());
     let refusal = loop {
