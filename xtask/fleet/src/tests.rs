@@ -78,16 +78,25 @@ fn each_status_is_recorded_also_after_the_brokers_absence() {
     };
     report(&broker, 1);
     report(&broker, 2);
+    // The bucket keeps only the newest status, so the first two must have arrived before the broker goes away.
+    assert_eq!(sequences(&broker, 2), [1, 2]);
     broker.go_away().unwrap();
     broker.come_back().unwrap();
     report(&broker, 3);
+    assert_eq!(sequences(&broker, 3), [1, 2, 3]);
+    broker.stop().unwrap();
+}
+
+/// Waits for `count` statuses. Returns the sequence numbers of all that have arrived.
+fn sequences(broker: &Broker, count: usize) -> Vec<u64> {
     let deadline = std::time::Instant::now() + limits::BROKER_REQUEST;
-    let sequences = || broker.arrivals().iter().map(|seen| seen.received.status.sequence).collect::<Vec<_>>();
-    while sequences().len() < 3 && std::time::Instant::now() < deadline {
+    loop {
+        let arrived: Vec<_> = broker.arrivals().iter().map(|seen| seen.received.status.sequence).collect();
+        if arrived.len() >= count || std::time::Instant::now() >= deadline {
+            return arrived;
+        }
         std::thread::sleep(limits::POLL);
     }
-    assert_eq!(sequences(), [1, 2, 3]);
-    broker.stop().unwrap();
 }
 
 /// Returns whether the error is a failure of the host with a remedy and contains `words`.

@@ -71,9 +71,9 @@ pub(super) const AGENT_TESTS: &str =
 /// Compares the whole cached images with their digests. A cold smoke compares only the time stamps of a cached image.
 const CACHED: &[Step<'_>] = &[("cached images", "xtask image verify")];
 
-/// The first lane of steps that run machines; the drawn cases of [`OTHER_IMAGES`] are added to its end. The steps of a
-/// lane run one after the other. The lanes run at the same time in one cache, so steps of different lanes must not use
-/// the same files. Two processors are enough for two lanes. The lanes take about the same time.
+/// The first lane of steps that run machines. The steps of a lane run one after the other. The lanes run at the same
+/// time in one cache, so steps of different lanes must not use the same files. Two processors are enough for two
+/// lanes. The lanes take about the same time.
 const FIRST_LANE: &[Step<'_>] = &[
     ("smoke aarch64", "xtask smoke --cold --fsck --arch aarch64"),
     ("inspect", "IT inspect::"),
@@ -81,18 +81,19 @@ const FIRST_LANE: &[Step<'_>] = &[
     ("fresh hosts", "IT fresh_host:: --test-threads 2"),
 ];
 
-/// The second lane of steps that run machines.
+/// The second lane of steps that run machines; the drawn cases of [`OTHER_IMAGES`] are added to its end.
 const SECOND_LANE: &[Step<'_>] = &[
     ("smoke x86_64", "xtask smoke --cold --fsck --arch x86_64"),
     ("warm", "IT warm:: --test-threads 2"),
     ("try", "IT attempt::"),
 ];
 
-/// The steps after the lanes. Most of the time, most of these tests wait for a boot.
-const CAN_FAIL: &[Step<'_>] = &[
-    ("the smoke can fail", "IT it_can_fail:: --test-threads 3"),
-    ("crash states", "IT torture::gate:: torture::a_wrong_state --test-threads 2"),
-];
+/// The steps after the lanes, [`CAN_FAIL`] and [`CRASH_STATES`], run at the same time. Most of the time, most of these
+/// tests wait for a boot.
+const CAN_FAIL: &[Step<'_>] = &[("the smoke can fail", "IT it_can_fail:: --test-threads 2")];
+
+const CRASH_STATES: &[Step<'_>] =
+    &[("crash states", "IT torture::gate:: torture::a_wrong_state --test-threads 1")];
 
 /// A table whose cases are steps. debian-13 for aarch64 is not in it, because the tests of images boot that image and
 /// also look into the guest. ubuntu-shaped for x86_64 is in no step, and is built and booted by hand.
@@ -114,7 +115,7 @@ const SOAKED: &[Step<'_>] = &[
 ];
 
 /// The names of the steps that contain tables.
-const DRAWN: [&str; 4] = ["broken hosts", "the rehearsal", "images", "the smoke can fail"];
+const DRAWN: [&str; 5] = ["broken hosts", "the rehearsal", "images", "warm", "the smoke can fail"];
 
 pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
     let asked = PreflightRequest {
@@ -132,8 +133,8 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
         runner.one_by_one(CACHED);
         let (tried, skipped) = split(runner.third, OTHER_IMAGES);
         note_skipped("other images", skipped.iter().map(|(name, _)| *name));
-        runner.at_once(&[&[FIRST_LANE, &tried].concat(), SECOND_LANE]);
-        runner.one_by_one(CAN_FAIL);
+        runner.at_once(&[FIRST_LANE, &[SECOND_LANE, &tried].concat()]);
+        runner.at_once(&[CAN_FAIL, CRASH_STATES]);
     }
     let count = runner.count;
     for failure in &count.failures {
@@ -168,7 +169,7 @@ fn code(count: &Count, strict_image: bool) -> u8 {
 }
 
 fn steps() -> impl Iterator<Item = Step<'static>> {
-    [TESTS, AGENT, CACHED, FIRST_LANE, SECOND_LANE, CAN_FAIL].into_iter().flatten().copied()
+    [TESTS, AGENT, CACHED, FIRST_LANE, SECOND_LANE, CAN_FAIL, CRASH_STATES].into_iter().flatten().copied()
 }
 
 /// Runs all cases of the tables of which [`run`] tries a third, and the steps that [`run`] leaves out.

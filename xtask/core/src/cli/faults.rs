@@ -182,7 +182,9 @@ impl Sabotage {
             Self::WaitsForBus => (&[Rejoin], &["iot-agent.service is activating: it waits for something"]),
             Self::ForeignImage => (&[Workload], &["is made for"]),
             Self::SmallPages => (&[Workload], &["<jemalloc>: Unsupported system page size"]),
-            Self::CrashLoop => (&[Join, Workload, PowerCut, Rejoin], &["systemd has restarted the agent"]),
+            Self::CrashLoop => {
+                (&[Join, Workload, PowerCut, Rejoin], &["systemd has restarted the agent", "keeps ending"])
+            }
             Self::ForgetsDeletions => {
                 (&[Rejoin], &["had acknowledged the revision", "the deployment retired was deleted"])
             }

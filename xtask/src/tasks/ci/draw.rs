@@ -7,7 +7,8 @@ use xtask_core::workspace::Workspace;
 
 /// The tables whose cases are tests, each as the prefix of the tests' names. A test that contains a whole table reads
 /// the variable [`THIRD`] and selects the cases itself.
-pub(super) const TABLES: [&str; 3] = ["images::", "it_can_fail::disturbance::", "it_can_fail::sabotage::"];
+pub(super) const TABLES: [&str; 5] =
+    ["images::", "it_can_fail::disturbance::", "it_can_fail::sabotage::", "warm::long::", "warm::trouble::"];
 
 /// The environment variable that tells a test which third of its table to try, from 0 to 2. If it is not set, all
 /// cases are tried.
@@ -61,14 +62,14 @@ mod tests {
     fn the_three_thirds_are_everything_and_each_case_is_in_one() {
         let names: Vec<_> = (0..10)
             .flat_map(|n| {
-                [format!("it_can_fail::sabotage::t{n}"), format!("images::t{n}"), format!("warm::t{n}")]
+                [format!("it_can_fail::sabotage::t{n}"), format!("images::t{n}"), format!("inspect::t{n}")]
             })
             .collect();
         let thirds = [0, 1, 2].map(|third| split_tests(Some(third), &names));
         for name in &names {
             let tried = thirds.iter().filter(|(tried, _)| tried.contains(name)).count();
             let skipped = thirds.iter().filter(|(_, skipped)| skipped.contains(name)).count();
-            assert_eq!((tried, skipped), if name.starts_with("warm") { (3, 0) } else { (1, 2) }, "{name}");
+            assert_eq!((tried, skipped), if name.starts_with("inspect") { (3, 0) } else { (1, 2) }, "{name}");
         }
         assert_eq!(split_tests(None, &names).1, Vec::<String>::new());
     }

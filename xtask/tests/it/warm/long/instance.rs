@@ -11,7 +11,7 @@ use xtask_core::fs::mark;
 use xtask_core::host::network::may_supervise;
 use xtask_core::limits;
 
-use super::{Warm, turn};
+use super::super::{Warm, turn};
 use crate::scratch::{XTASK, XTASK_VM, assert_code, message, signal, wait_until};
 
 /// In this test, an instance is made and entered. The instance shuts itself down, loses its power while it boots, boots

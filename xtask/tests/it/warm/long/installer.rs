@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 
-use super::turn;
+use super::super::turn;
 use crate::scratch::{XTASK, XTASK_VM, assert_code, message};
 
 #[test]

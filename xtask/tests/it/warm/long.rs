@@ -1,0 +1,5 @@
+//! Tests that take several boots.
+
+mod agree;
+mod installer;
+mod instance;
