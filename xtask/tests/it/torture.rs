@@ -56,7 +56,16 @@ fn words(fault: DurabilityFault) -> &'static [&'static str] {
 
 /// Runs `torture` with a planted fault. A state must show the fault, and the printed command must repeat this state.
 fn is_found(fault: DurabilityFault, repeats: bool) {
-    let output = torture(&["--crash-states", STATES, "--boots", "0", "--plant", &name_of(&fault)]);
+    let output = torture(&[
+        "--crash-states",
+        STATES,
+        "--boots",
+        "0",
+        "--boots-of-losses",
+        "0",
+        "--plant",
+        &name_of(&fault),
+    ]);
     assert_code(&output, 1);
     let (directory, found) = report(&output);
     let result = result(found);

@@ -14,7 +14,7 @@ use xtask_core::digest::Algorithm;
 use xtask_core::error::Verdict;
 use xtask_core::fs::directories;
 use xtask_core::processes::processes_naming;
-use xtask_core::report::{Phase, PhaseStatus, Report};
+use xtask_core::report::Report;
 use xtask_core::snapshot::{BAD, FILES, MANIFEST, SnapshotManifest};
 
 use crate::scratch::{Scratch, XTASK, XTASK_VM, assert_code, message};

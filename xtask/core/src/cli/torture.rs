@@ -23,9 +23,13 @@ pub struct TortureArgs {
     #[arg(long, value_name = "SEED", conflicts_with = "state")]
     pub seed: Option<u64>,
 
-    /// Boot this many states that lose nothing, and at most as many that lose something, 0 to 1000
+    /// Boot this many states that lose nothing, 0 to 1000
     #[arg(long, value_name = "N", default_value_t = 10, conflicts_with = "state", value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub boots: u32,
+
+    /// Boot at most this many states that lose something, one of each kind of loss first [default: all]
+    #[arg(long, value_name = "N", conflicts_with = "state")]
+    pub boots_of_losses: Option<u32>,
 
     /// Plant a fault of durability, which the states must show; never exit with 0
     #[arg(long, value_enum, value_name = "FAULT", conflicts_with = "state")]

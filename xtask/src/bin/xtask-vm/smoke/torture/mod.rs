@@ -35,7 +35,7 @@ use super::{join, on_booted, provision};
 use crate::guest::workload::{IMAGE, PROGRAM, Workload};
 use recorded::Recorded;
 use script::{Agents, Script};
-use verdict::Torture;
+use verdict::{Boots, Torture};
 
 /// The programs of e2fsprogs that check crash states, undo the repairs, and name the files of missing writes.
 const PROGRAMS: [&str; 3] = ["e2fsck", "e2undo", "debugfs"];
@@ -70,7 +70,8 @@ pub(crate) fn run(workspace: &Workspace, args: &TortureArgs, verbosity: Verbosit
             agents: &agents,
             workload: &workload.program,
         };
-        torture.judge_and_boot(seed, count, args.boots.into())
+        let of_losses = args.boots_of_losses.map_or(usize::MAX, |boots| boots as usize);
+        torture.judge_and_boot(seed, count, Boots { sound: args.boots.into(), of_losses })
     });
     concluded(recorder.finish(outcome, vm))
 }

@@ -35,21 +35,32 @@ pub(super) struct Torture<'r, 'a> {
     pub(super) workload: &'r [u8],
 }
 
+/// The numbers of states that are booted.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Boots {
+    /// The number of states that lose nothing.
+    pub(super) sound: u64,
+    /// The maximum number of states that lose something.
+    pub(super) of_losses: usize,
+}
+
 impl Torture<'_, '_> {
-    /// Judges `count` states, boots the ones that lose something and `boots` others, and puts the results into the report.
+    /// Judges `count` states, boots the ones that lose something and some others, and puts the results into the report.
     ///
     /// # Errors
     /// Returns a failure of the guest if a state loses something, or if a booted one does not converge.
-    pub(super) fn judge_and_boot(&mut self, seed: u64, count: u64, boots: u64) -> Result<()> {
+    pub(super) fn judge_and_boot(&mut self, seed: u64, count: u64, boots: Boots) -> Result<()> {
         let generator = Generator::new(&self.recorded.log, seed, &self.recorded.moments());
         let tally = self.judge_states(&generator, count)?;
         self.note(&tally, &[]);
         let failing = self.explain(&tally).map_err(|error| unexplained(error, &tally))?;
         // Without an agent, a device does nothing. Only the first boot of the recorded machine installs one.
         let installed = |number: &u64| generator.state(*number).point >= self.recorded.installed();
-        let lossy =
-            failing.iter().map(|failed| failed.number).filter(installed).take(usize::try_from(boots)?);
-        let sound = tally.sound(boots, &mut Rng::with_seed(seed), installed);
+        let explained: Vec<_> = failing.iter().map(|failed| failed.number).collect();
+        let others =
+            tally.failed.iter().map(|judged| judged.number).filter(|number| !explained.contains(number));
+        let lossy = explained.iter().copied().chain(others).filter(installed).take(boots.of_losses);
+        let sound = tally.sound(boots.sound, &mut Rng::with_seed(seed), installed);
         let numbers: Vec<_> = lossy.chain(sound).collect();
         let booted = self.boot(&generator, &numbers);
         if let (Some(first), false) =
