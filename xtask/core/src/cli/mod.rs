@@ -3,6 +3,7 @@
 
 mod args;
 mod attempt;
+mod device_fault;
 mod durability;
 mod faults;
 mod image;
@@ -11,6 +12,7 @@ mod place;
 mod preflight;
 mod repeated;
 mod report;
+mod schedule;
 mod several;
 mod smoke;
 mod torture;
@@ -22,6 +24,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::arch::VmArchitecture;
 pub use args::{Accel, BuildArgs, FixArgs, MachineArgs, Verbosity};
 pub use attempt::TryArgs;
+pub use device_fault::{DeviceFault, FaultGroup, FaultSelection};
 pub use durability::DurabilityFault;
 pub use faults::{Detection, Disturb, Disturbance, FoundBy, Sabotage};
 pub use image::{
@@ -33,6 +36,7 @@ pub use place::{DEFAULT_NAME, Network, PlaceArgs};
 pub use preflight::{PreflightArgs, RehearsalFault};
 pub use repeated::Repeated;
 pub use report::{ReportArgs, ReportFormat};
+pub use schedule::{Schedule, ScheduledFault, Tenths};
 pub use smoke::{Half, SmokeArgs, Until};
 pub use torture::TortureArgs;
 pub use vm::{GcArgs, GuestArgs, HeavyVmCommand, LightVmCommand, OneArgs, UpArgs, VmCommand};
