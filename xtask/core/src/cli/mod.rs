@@ -313,6 +313,13 @@ mod tests {
             &["torture", "--crash-states", "0"],
             &["torture", "--crash-states", "10", "--boot"],
             &["torture", "--state", "1.json", "--seed", "1"],
+            &["torture", "--faults", "link-up"],
+            &["torture", "--faults", "all,link-down"],
+            &["torture", "--faults", "all", "--episodes", "0"],
+            &["torture", "--crash-states", "10", "--episodes", "5"],
+            &["torture", "--schedule", "link-down@soon+8"],
+            &["torture", "--schedule", "link-down@1.5"],
+            &["torture", "--schedule", "kill-agent@1.5", "--seed", "1"],
         ];
         let mut screens = String::new();
         for line in table {
