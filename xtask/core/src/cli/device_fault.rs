@@ -96,6 +96,11 @@ pub enum FaultGroup {
 }
 
 impl DeviceFault {
+    /// Returns every fault, in the order of the groups.
+    pub fn all() -> &'static [Self] {
+        Self::value_variants()
+    }
+
     /// Returns the subject of this fault.
     pub fn group(self) -> FaultGroup {
         match self {
@@ -162,7 +167,7 @@ impl FromStr for DeviceFault {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let known = Self::value_variants().iter().copied();
+        let known = Self::all().iter().copied();
         known.into_iter().find(|fault| name_of(fault) == text).ok_or_else(|| {
             format!("there is no fault {text:?}; `cargo xtask torture --list` prints the names of all faults")
         })
@@ -178,7 +183,7 @@ impl FromStr for FaultSelection {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if text == "all" {
-            return Ok(Self(DeviceFault::value_variants().to_vec()));
+            return Ok(Self(DeviceFault::all().to_vec()));
         }
         let mut selected = Vec::new();
         for name in text.split(',') {
@@ -201,7 +206,7 @@ mod tests {
 
     #[test]
     fn each_fault_has_a_name_for_all_formats_a_group_and_a_sentence() {
-        let all = DeviceFault::value_variants();
+        let all = DeviceFault::all();
         for fault in all {
             assert_eq!(serde_json::to_value(fault).unwrap(), fault.to_string(), "{fault:?}");
             assert_eq!(fault.to_string().parse(), Ok(*fault));
@@ -222,7 +227,7 @@ mod tests {
     #[test]
     fn a_selection_names_each_fault_once() {
         let all: FaultSelection = "all".parse().unwrap();
-        assert_eq!(all.0, DeviceFault::value_variants());
+        assert_eq!(all.0, DeviceFault::all());
         let two = "oom-agent,clock-1970".parse();
         assert_eq!(two, Ok(FaultSelection(vec![DeviceFault::OomAgent, DeviceFault::Clock1970])));
         for (text, words) in [

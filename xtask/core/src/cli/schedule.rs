@@ -164,8 +164,6 @@ impl TryFrom<String> for Schedule {
 
 #[cfg(test)]
 mod tests {
-    use clap::ValueEnum as _;
-
     use super::*;
 
     #[test]
@@ -186,7 +184,7 @@ mod tests {
 
     #[test]
     fn each_fault_at_each_kind_of_time_makes_the_round_trip() {
-        for fault in DeviceFault::value_variants().iter().copied() {
+        for fault in DeviceFault::all().iter().copied() {
             for (begin, length) in [(0, 1), (7, 10), (10, 123), (6000, 6000)] {
                 let length = if fault.is_moment() { 0 } else { length };
                 let one = ScheduledFault { fault, begin: Tenths(begin), length: Tenths(length) };
