@@ -16,6 +16,10 @@ pub const HELD_WRITES: Duration = Duration::from_millis(500);
 pub const ACKNOWLEDGEMENT: Duration = Duration::from_millis(500);
 /// The time for which `--disturb qemu-stopped` stops QEMU.
 pub const STOPPED: Duration = Duration::from_secs(20);
+/// The length of the fault `qemu-stopped` of `torture --faults`.
+pub const QEMU_STANDS_STILL: Duration = Duration::from_secs(30);
+/// The time that a device gets to heal from a fault of `torture --faults`, in addition to the time of the fault's causes.
+pub const HEALING: Duration = Duration::from_secs(10);
 /// The time after the boot in which `--disturb` disturbs the device, if no moment is given.
 pub const DISTURBED: Duration = Duration::from_secs(60);
 /// The pause between two polls of a wait.

@@ -2,6 +2,7 @@
 //!
 //! `report.json` is an interface with schema number 2; `xtask/docs/reports.md` documents it.
 
+mod healing;
 pub mod past;
 mod schema;
 
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+pub use healing::{HealingReport, SlowHealing};
 pub use schema::*;
 
 use crate::arch::VmArchitecture;
