@@ -52,6 +52,9 @@ pub const CHILD_STOP: Duration = Duration::from_secs(10);
 pub const QEMU_STOP: Duration = Duration::from_secs(20);
 /// The limit of one request to the broker.
 pub const BROKER_REQUEST: Duration = Duration::from_secs(5);
+/// The limit of the broker for a device's TLS handshake, and for its login after that. nats-server's own limit of 2 s is
+/// too short for a device behind a delayed line: a handshake takes four times the delay of one direction.
+pub const BROKER_LOGIN: Duration = Duration::from_secs(30);
 /// The time for which a warm smoke watches the device at the end, without any change: two heartbeats of the agent.
 pub const OBSERVED: Duration = Duration::from_secs(6);
 /// The time for which a cold smoke watches the device at the end, without any change.

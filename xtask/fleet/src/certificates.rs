@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair};
 use xtask_core::fs::write_private;
+use xtask_core::limits;
 use xtask_core::machine::HOST_FROM_GUEST;
 
 /// The addresses of the broker, on this host and in the guest.
@@ -26,10 +27,11 @@ pub(super) struct Certificates {
 }
 
 impl Certificates {
-    /// Issues a certificate for the broker and writes it to `directory`. The certificates are valid from 1975 to 4096,
+    /// Issues a certificate for the broker and writes it to `directory`. `authority` is the name of the issuer, whose key
+    /// is a new one. The certificates are valid from 1975 to 4096,
     /// because a guest may have a wrong clock.
-    pub(super) fn issue(directory: &Path) -> Result<Self> {
-        let mut params = named("the certificate authority of a run", Vec::new())?;
+    pub(super) fn issue(directory: &Path, authority: &str) -> Result<Self> {
+        let mut params = named(authority, Vec::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().context("make a key")?)
             .context("make the run's certificate authority")?;
@@ -45,7 +47,12 @@ impl Certificates {
 
     fn in_directory(directory: &Path, ca: String) -> Self {
         let path = |name| directory.join(name).display().to_string();
-        let server = format!("tls {{ cert_file: \"{}\", key_file: \"{}\" }}\n", path(CERTIFICATE), path(KEY));
+        let server = format!(
+            "tls {{ cert_file: \"{}\", key_file: \"{}\", timeout: {} }}\n",
+            path(CERTIFICATE),
+            path(KEY),
+            limits::BROKER_LOGIN.as_secs()
+        );
         Self { ca, ca_file: directory.join(CA), server }
     }
 

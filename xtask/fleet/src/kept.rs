@@ -8,7 +8,8 @@ use xtask_core::fs::{entries, make_private_dir, write_private};
 use xtask_jobs::Ui;
 
 use crate::certificates::Certificates;
-use crate::server::{Server, users};
+use crate::line::Line;
+use crate::server::{Server, keep_from_others, users};
 use crate::{Broker, of_host};
 
 /// The file with the [`Access`] of a kept broker.
@@ -16,10 +17,14 @@ const ACCESS: &str = "access.json";
 /// The parts of the server's directory that are kept.
 const STORE: &str = "store";
 
-/// The logins and the port of a kept broker.
+/// The logins and the ports of a kept broker.
 #[derive(Debug, Serialize, Deserialize)]
 struct Access {
+    /// The port of the server.
     port: u16,
+    /// The port of the line, if one was open.
+    #[serde(default)]
+    line_port: Option<u16>,
     device_id: String,
     device_password: String,
     fleet_password: String,
@@ -43,7 +48,8 @@ impl Broker {
         self.certificates.copy_to(kept)?;
         copy_tree(&self.server.directory().join(STORE), &kept.join(STORE))?;
         let access = Access {
-            port: self.port(),
+            port: self.server.port,
+            line_port: self.line.as_ref().map(Line::port),
             device_id: self.device_id.clone(),
             device_password: self.device_password.clone(),
             fleet_password: self.fleet_password.clone(),
@@ -51,11 +57,12 @@ impl Broker {
         write_private(&kept.join(ACCESS), serde_json::to_string_pretty(&access)?)
     }
 
-    /// Starts the broker that [`Self::keep`] has copied to `kept`, on the same port and with the same logins. Its files
-    /// are copied to `work`.
+    /// Starts the broker that [`Self::keep`] has copied to `kept`, on the same port and with the same logins. If a line was
+    /// open, a line is opened on the same port, too. Its passage is [`crate::Passage::Open`]. The files of the broker are
+    /// copied to `work`.
     ///
     /// # Errors
-    /// Returns a failure of the host, for example if another process has the port.
+    /// Returns a failure of the host, for example if another process has one of the ports.
     pub fn resume(work: &Path, kept: &Path, ui: &Ui) -> Result<Self> {
         Self::start_kept(work, kept, ui)
             .map_err(|error| of_host(error, &format!("start the broker of {} again", kept.display())))
@@ -67,10 +74,20 @@ impl Broker {
         make_private_dir(&directory)?;
         let certificates = Certificates::read(kept, &directory)?;
         copy_tree(&kept.join(STORE), &directory.join(STORE))?;
-        let Access { port, device_id, device_password, fleet_password } = access;
+        let Access { port, line_port, device_id, device_password, fleet_password } = access;
         let configured = certificates.server.clone() + &users(&fleet_password, &device_id, &device_password);
+        // The fleet's own connection must not get the line's port before the line is opened.
+        let reserved = line_port.map(|port| {
+            keep_from_others(port).with_context(|| format!("reserve the line's port 127.0.0.1:{port}"))
+        });
+        let _reserved = reserved.transpose()?;
         let server = Server::start_on(&directory, work, Some(port), configured, ui)?;
-        Self::connected(server, certificates, (fleet_password, device_id, device_password), ui)
+        let mut broker =
+            Self::connected(server, certificates, (fleet_password, device_id, device_password), ui)?;
+        if line_port.is_some() {
+            broker.open_line_on(line_port)?;
+        }
+        Ok(broker)
     }
 }
 

@@ -1,12 +1,15 @@
 //! The fleet bus of a run: a real nats-server with JetStream ([`server`]) on loopback, with TLS ([`certificates`]). Its
-//! credentials are valid only during the run. The fleet's connection reads statuses there and writes desired states.
+//! credentials are valid only during the run. The fleet's connection reads statuses there and writes desired states. The
+//! device may connect through a [`line`] that can be disturbed, and the broker itself can be disturbed ([`trouble`]).
 
 mod arrivals;
 mod certificates;
 mod kept;
+mod line;
 mod server;
 #[cfg(all(test, feature = "real"))]
 mod tests;
+mod trouble;
 
 use std::path::Path;
 use std::time::Duration;
@@ -26,8 +29,13 @@ use xtask_core::limits;
 pub use arrivals::Arrival;
 use arrivals::Arrivals;
 use certificates::Certificates;
+pub use line::{Line, Passage};
 pub use server::{FLEET_USER, Server, users};
+pub use trouble::Contents;
 use xtask_jobs::Ui;
+
+/// The authority that issues the broker's certificate.
+const AUTHORITY: &str = "the certificate authority of a run";
 
 /// A broker with the fleet's connection to it.
 pub struct Broker {
@@ -40,6 +48,8 @@ pub struct Broker {
     device_id: String,
     device_password: String,
     arrivals: Arrivals,
+    line: Option<Line>,
+    portal: Option<Server>,
 }
 
 /// The fleet's connection and its buckets.
@@ -75,7 +85,7 @@ impl Broker {
         };
         let directory = work.join("nats");
         make_private_dir(&directory)?;
-        let certificates = Certificates::issue(&directory)?;
+        let certificates = Certificates::issue(&directory, AUTHORITY)?;
         let access = certificates.server.clone() + &users(&fleet_password, device_id, &accepted);
         let server = Server::start(&directory, work, access, ui)?;
         let logins = (fleet_password, device_id.to_owned(), device_password);
@@ -109,17 +119,20 @@ impl Broker {
             device_id,
             device_password,
             arrivals,
+            line: None,
+            portal: None,
         })
     }
 
-    /// Returns the port of the server, which stays the same while the server is stopped.
+    /// Returns the port to which the device connects: that of the line if one is open, or that of the server. Both stay
+    /// the same while the server is stopped.
     pub fn port(&self) -> u16 {
-        self.server.port
+        self.line.as_ref().map_or(self.server.port, Line::port)
     }
 
     /// Returns the agent's configuration for a guest of this run, in which the broker has the address `host`.
     pub fn agent_config(&self, host: &str) -> String {
-        let (id, password, port) = (&self.device_id, &self.device_password, self.server.port);
+        let (id, password, port) = (&self.device_id, &self.device_password, self.port());
         format!(
             "[agent]\ndevice_id = \"{id}\"\nheartbeat_seconds = 3\n\n[credentials]\ntype = \"toml-shared\"\n\
              username = \"{id}\"\npassword = \"{password}\"\n\n\
@@ -258,9 +271,10 @@ impl Broker {
         text.lines().filter(|line| line.contains("authentication error") && line.contains(&user)).count()
     }
 
-    /// Fails if the server has ended.
+    /// Fails if the server or the portal has ended.
     pub fn check(&self) -> Result<()> {
-        self.server.check()
+        self.server.check()?;
+        self.portal.as_ref().map_or(Ok(()), Server::check)
     }
 
     /// Returns whether the server runs, and was not stopped with [`Self::go_away`].
@@ -276,17 +290,23 @@ impl Broker {
     /// Starts the server again on the same port and with its store.
     pub fn come_back(&mut self) -> Result<()> {
         let port = self.server.port;
-        let connected = self.server.come_back(&self.ui).and_then(|()| {
-            let connecting = Fleet::connect(port, &self.certificates, &self.fleet_password, &self.ui);
-            self.fleet = self.runtime.block_on(connecting)?;
-            let limit = self.ui.scaled(limits::BROKER_REQUEST);
-            self.runtime.block_on(self.arrivals.follow(&self.fleet.statuses, &self.device_id, limit))
-        });
+        let connected = self.server.come_back(&self.ui).and_then(|()| self.reconnect());
         connected.map_err(|error| of_host(error, &format!("start the broker again on 127.0.0.1:{port}")))
     }
 
-    pub fn stop(self) -> Result<()> {
-        self.server.stop()
+    /// Replaces the fleet's connection, and follows the statuses over the new one.
+    fn reconnect(&mut self) -> Result<()> {
+        let connecting = Fleet::connect(self.server.port, &self.certificates, &self.fleet_password, &self.ui);
+        self.fleet = self.runtime.block_on(connecting)?;
+        let limit = self.ui.scaled(limits::BROKER_REQUEST);
+        self.runtime.block_on(self.arrivals.follow(&self.fleet.statuses, &self.device_id, limit))
+    }
+
+    /// Ends the line, the portal and the server.
+    pub fn stop(mut self) -> Result<()> {
+        self.line = None;
+        let portal = self.portal.as_ref().map_or(Ok(()), Server::stop);
+        self.server.stop().and(portal)
     }
 }
 

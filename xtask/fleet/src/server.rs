@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use agent_protocol as protocol;
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
 use socket2::{Domain, Socket, Type};
 use xtask_core::error::host_fault;
 use xtask_core::fs::{make_private_dir, write_private};
@@ -66,6 +67,11 @@ impl Server {
         &self.directory
     }
 
+    /// Returns the directory in which the server's process is recorded.
+    pub(super) fn owner(&self) -> &Path {
+        &self.owner
+    }
+
     /// Checks that the server runs, unless it was stopped by [`Self::go_away`].
     ///
     /// # Errors
@@ -108,6 +114,52 @@ impl Server {
         Ok(())
     }
 
+    /// Replaces the part of the configuration that says who may log in (see [`Self::start`]). A running server reads it
+    /// at once, and ends the connections whose login is no longer valid. A stopped server reads it when it starts again.
+    ///
+    /// # Errors
+    /// Returns an error if the server refuses the configuration, or has not read it in time, for example because it is
+    /// paused.
+    pub(super) fn reload(&mut self, access: String, ui: &Ui) -> Result<()> {
+        let config = self.directory.join("nats.conf");
+        if let Ok(child) = &self.state {
+            let earlier = self.reloads()?;
+            write_private(&config, server_config(&self.directory, Some(self.port), &access))?;
+            child.signal(Signal::HUP)?;
+            let limit = ui.scaled(limits::SERVER_START);
+            let deadline = Instant::now() + limit;
+            while self.reloads()? == earlier {
+                ui.check()?;
+                self.check()?;
+                let output = || last_lines(&self.log, 3).join(" | ");
+                let late = "reload the broker's configuration";
+                ensure!(
+                    Instant::now() < deadline,
+                    "{late}: not done after {} s: {}",
+                    limit.as_secs(),
+                    output()
+                );
+                std::thread::sleep(limits::RETRY);
+            }
+        }
+        self.access = access;
+        Ok(())
+    }
+
+    /// Returns how many times the server has read a new configuration.
+    fn reloads(&self) -> Result<usize> {
+        Ok(fs_err::read_to_string(&self.log)?.matches("Reloaded server configuration").count())
+    }
+
+    /// Sends a signal to the server.
+    ///
+    /// # Errors
+    /// Returns an error if the server was stopped by [`Self::go_away`], or has ended.
+    pub(super) fn signal(&self, signal: Signal) -> Result<()> {
+        self.check()?;
+        self.state.as_ref().ok().context("the broker is stopped")?.signal(signal)
+    }
+
     pub(super) fn is_there(&self) -> bool {
         self.state.is_ok()
     }
@@ -121,7 +173,7 @@ impl Server {
 /// Returns a bound socket that does not listen. While the socket exists, the kernel assigns its port to no other
 /// process that asks for a free port, and refuses connections to the port. nats-server can still bind the port,
 /// because both sockets set SO_REUSEADDR and this one never listens.
-fn keep_from_others(port: u16) -> Result<Socket> {
+pub(super) fn keep_from_others(port: u16) -> Result<Socket> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], port)).into())?;
@@ -182,8 +234,9 @@ pub fn users(fleet_password: &str, device_id: &str, device_password: &str) -> St
         "$JS.FC.>".to_owned(),
     ];
     let publish = publish.map(|subject| format!("\"{subject}\"")).join(", ");
+    let timeout = limits::BROKER_LOGIN.as_secs();
     format!(
-        "authorization {{\n  users: [\n\
+        "authorization {{\n  timeout: {timeout}\n  users: [\n\
          \x20   {{ user: \"{FLEET_USER}\", password: \"{fleet_password}\" }}\n\
          \x20   {{ user: \"{device_id}\", password: \"{device_password}\", permissions: {{\n\
          \x20     publish: {{ allow: [{publish}] }}\n\

@@ -66,14 +66,29 @@ impl Child {
         Ok(output.map(|output| output.status))
     }
 
+    /// Returns the child's process group. Its number is the pid of the child.
+    fn group(&self) -> Option<Pid> {
+        self.handle.pids().first().and_then(|pid| Pid::from_raw(i32::try_from(*pid).ok()?))
+    }
+
+    /// Sends a signal to the child's group. It is no error if the child has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        match self.group() {
+            Some(group) if self.ended()?.is_none() => {
+                signal_group(group, signal).with_context(|| format!("send {signal:?} to {}", self.line))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Sends SIGTERM to the child's group and, after a limit, SIGKILL to the rest of the group.
     pub fn stop(&self) -> Result<()> {
-        let Some(group) = self.handle.pids().first().and_then(|pid| Pid::from_raw(i32::try_from(*pid).ok()?))
-        else {
-            return Ok(());
-        };
+        let Some(group) = self.group() else { return Ok(()) };
         if self.ended()?.is_none() {
-            signal_group(group, Signal::TERM).with_context(|| format!("stop {}", self.line))?;
+            // A child that SIGSTOP has stopped handles SIGTERM only after SIGCONT.
+            for signal in [Signal::TERM, Signal::CONT] {
+                signal_group(group, signal).with_context(|| format!("stop {}", self.line))?;
+            }
             let deadline = Instant::now() + limits::CHILD_STOP;
             while Instant::now() < deadline && self.ended()?.is_none() {
                 std::thread::sleep(limits::CHILD_POLL);
