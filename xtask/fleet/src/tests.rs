@@ -1,5 +1,9 @@
 //! Tests with a real nats-server: the data that survive a restart of the server, and the rights of a device.
 
+mod device;
+mod line;
+mod trouble;
+
 use agent_protocol::{ContainerSpec, Deployment};
 use async_nats::jetstream::consumer::push::OrderedConfig;
 use futures_util::StreamExt as _;
@@ -194,7 +198,8 @@ fn a_device_reads_its_own_desired_state_and_no_others() {
         assert!(answer["error"]["description"].is_string(), "{answer}");
 
         let mut others = device.subscribe("_INBOX.>").await.unwrap();
-        device.flush().await.unwrap();
+        // The answer to a later request shows that the broker knows the subscription.
+        device.request(device::REQUEST, "".into()).await.unwrap();
         broker.fleet.client.publish("_INBOX.dev-2.x", "secret".into()).await.unwrap();
         assert!(timeout(limits::POLL, others.next()).await.is_err(), "the answer to another device");
         for (subject, is_own) in [
@@ -207,7 +212,7 @@ fn a_device_reads_its_own_desired_state_and_no_others() {
             ("device-commands.dev-2.ping", false),
         ] {
             let mut heard = broker.fleet.client.subscribe(subject).await.unwrap();
-            broker.fleet.client.flush().await.unwrap();
+            broker.fleet.statuses.entry("dev-1").await.unwrap();
             device.publish(subject, "x".into()).await.unwrap();
             let limit = if is_own { limits::BROKER_REQUEST } else { limits::POLL };
             assert_eq!(timeout(limit, heard.next()).await.is_ok(), is_own, "{subject}");
