@@ -20,6 +20,9 @@ pub const STOPPED: Duration = Duration::from_secs(20);
 pub const QEMU_STANDS_STILL: Duration = Duration::from_secs(30);
 /// The time that a device gets to heal from a fault of `torture --faults`, in addition to the time of the fault's causes.
 pub const HEALING: Duration = Duration::from_secs(10);
+/// The time in which an emulated device follows the fleet's changes of an episode of `torture --faults`: podman replaces
+/// one container and removes another one. On a quiet host, this takes 6 to 10 s.
+pub const CHANGES: Duration = Duration::from_secs(15);
 /// The time after the boot in which `--disturb` disturbs the device, if no moment is given.
 pub const DISTURBED: Duration = Duration::from_secs(60);
 /// The pause between two polls of a wait.
@@ -37,6 +40,12 @@ pub const GUEST_QUESTION: Duration = Duration::from_secs(12);
 pub const OFFLINE_RECOVERY: Duration = Duration::from_secs(20);
 /// The limit of `bench torture`: 1,000 crash states and ten boots, the recording included.
 pub const TORTURE: Duration = Duration::from_secs(900);
+/// The limit of `bench torture`: an episode for each fault, and pairs.
+pub const ALL_FAULTS: Duration = Duration::from_secs(1500);
+/// The limit of the median of the episodes without a boot; `bench torture` measures it.
+pub const EPISODE: Duration = Duration::from_secs(20);
+/// The limit of the median of the episodes with a boot; `bench torture` measures it.
+pub const EPISODE_WITH_BOOT: Duration = Duration::from_secs(60);
 /// The duration below which a phase counts as a cache hit and is not recorded.
 pub const CACHE_HIT: Duration = Duration::from_secs(2);
 /// The shortest silence that can count as a sign of a hang, whatever the usual silences are.
@@ -195,6 +204,17 @@ impl Limits {
 
     fn scaled(self, seconds: u64) -> Duration {
         Duration::from_secs(seconds).mul_f64(self.slowness * self.scale)
+    }
+
+    /// Returns `--timeout-scale`.
+    pub fn scale(self) -> f64 {
+        self.scale
+    }
+
+    /// Returns the limit from the power-on of a device that has booted before until the agent's unit is up. On a quiet
+    /// host, an emulated guest needs 25 to 40 s.
+    pub fn boot_of_device(self) -> Duration {
+        Duration::from_secs(30).mul_f64(self.slowness)
     }
 
     /// Returns the limit until the guest's userspace runs cloud-init's last stage.

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use xtask_core::cli::{DeviceFault, Schedule};
-use xtask_core::limits::{HEALING, QEMU_STANDS_STILL};
+use xtask_core::limits::{CHANGES, HEALING, QEMU_STANDS_STILL};
 
 use crate::causes::{
     CONNECT, CONSUMER, CONTAINER, Cause, DEPLOYMENT, DHCP, DOWNLOAD, FOLLOW, MAX_FULL_PULL, MAX_OUTAGE,
@@ -45,9 +45,11 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Returns the whole time. `boot` is the limit of a boot of this machine, until the agent's unit is up.
+    /// Returns the whole time, in which the device also follows the changes of the fleet. `boot` is the limit of a boot of
+    /// this machine, until the agent's unit is up.
     pub fn with_boot(self, boot: Duration) -> Duration {
-        if self.boot { boot + self.own + HEALING } else { self.own + HEALING }
+        let boot = if self.boot { boot } else { Duration::ZERO };
+        boot + self.own + CHANGES + HEALING
     }
 }
 
@@ -240,12 +242,12 @@ mod tests {
     }
 
     #[test]
-    fn a_bound_is_the_sum_of_the_causes_and_ten_seconds_and_perhaps_a_boot() {
+    fn a_bound_is_the_sum_of_the_causes_the_changes_and_ten_seconds_and_perhaps_a_boot() {
         let boot = Duration::from_secs(60);
         let seconds = |fault| effect_of(fault).bound().with_boot(boot).as_secs();
-        assert_eq!(seconds(DeviceFault::BrokerRefuses), 2 + 10);
-        assert_eq!(seconds(DeviceFault::Blackhole), 30 + 2 + 10);
-        assert_eq!(seconds(DeviceFault::PowerCut), 60 + 10 + 2 + 10);
+        assert_eq!(seconds(DeviceFault::BrokerRefuses), 2 + 15 + 10);
+        assert_eq!(seconds(DeviceFault::Blackhole), 30 + 2 + 15 + 10);
+        assert_eq!(seconds(DeviceFault::PowerCut), 60 + 10 + 2 + 15 + 10);
         let pair: Schedule = "link-down@0+8,power-cut@2+4".parse().unwrap();
         assert_eq!(bound_of(&pair), Bound { boot: true, own: Duration::from_secs(26 + 12) });
         assert_eq!(bound_of(&Schedule::default()), Bound { boot: false, own: Duration::ZERO });

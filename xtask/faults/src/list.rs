@@ -2,7 +2,7 @@
 
 use xtask_core::cli::{DeviceFault, FaultGroup};
 use xtask_core::format::name_of;
-use xtask_core::limits::HEALING;
+use xtask_core::limits::{CHANGES, HEALING};
 
 use crate::effect::{Effect, effect_of};
 
@@ -15,8 +15,10 @@ const WIDTH: usize = 110;
 /// must hold. The text has no end of line after its last line.
 pub fn list() -> String {
     let mut lines = vec![format!(
-        "A device must heal within the time of the causes plus {} s, counted from the end of the fault.",
-        HEALING.as_secs()
+        "A device must heal within the time of the causes plus {} s, counted from the end of the fault.\nIn {} s of that, it \
+         follows the changes that the fleet has made during the fault.",
+        (CHANGES + HEALING).as_secs(),
+        CHANGES.as_secs()
     )];
     let mut group: Option<FaultGroup> = None;
     for fault in DeviceFault::all() {
@@ -57,7 +59,7 @@ fn bound(effect: &Effect) -> String {
         .iter()
         .map(|cause| format!("{} ({}\u{a0}s)", cause.text, cause.time.as_secs()))
         .collect();
-    format!("{boot}{} s + {} s: {}", bound.own.as_secs(), HEALING.as_secs(), causes.join(", "))
+    format!("{boot}{} s + {} s: {}", bound.own.as_secs(), (CHANGES + HEALING).as_secs(), causes.join(", "))
 }
 
 /// Breaks a text into lines that fit beside the names, but not at a no-break space. All lines but the first are indented.

@@ -8,8 +8,11 @@ use xtask_core::fs::write_private;
 use xtask_core::limits;
 use xtask_core::machine::HOST_FROM_GUEST;
 
-/// The addresses of the broker, on this host and in the guest.
-const ADDRESSES: [&str; 2] = ["127.0.0.1", HOST_FROM_GUEST];
+/// The name that a run may give to the broker in the guest.
+pub const FLEET_NAME: &str = "fleet.test";
+
+/// The addresses and the name of the broker, on this host and in the guest.
+const ADDRESSES: [&str; 3] = ["127.0.0.1", HOST_FROM_GUEST, FLEET_NAME];
 
 /// The file names of the server's certificate and key, and of the authority's certificate.
 const CERTIFICATE: &str = "server.pem";
@@ -28,8 +31,7 @@ pub(super) struct Certificates {
 
 impl Certificates {
     /// Issues a certificate for the broker and writes it to `directory`. `authority` is the name of the issuer, whose key
-    /// is a new one. The certificates are valid from 1975 to 4096,
-    /// because a guest may have a wrong clock.
+    /// is a new one. The certificates are valid from 1975 to 4096, because a guest may have a wrong clock.
     pub(super) fn issue(directory: &Path, authority: &str) -> Result<Self> {
         let mut params = named(authority, Vec::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use xtask_core::fs::{entries, make_private_dir, write_private};
+use xtask_core::fs::{entries, make_private_dir, remove_tree, write_private};
 use xtask_jobs::Ui;
 
 use crate::certificates::Certificates;
-use crate::line::Line;
+use crate::line::{Line, Passage};
 use crate::server::{Server, keep_from_others, users};
 use crate::{Broker, of_host};
 
@@ -66,6 +66,27 @@ impl Broker {
     pub fn resume(work: &Path, kept: &Path, ui: &Ui) -> Result<Self> {
         Self::start_kept(work, kept, ui)
             .map_err(|error| of_host(error, &format!("start the broker of {} again", kept.display())))
+    }
+
+    /// Goes back to what [`Self::keep`] has copied from this broker to `kept`: the content of the buckets, the device's login
+    /// and an open line. The server may be stopped or paused. The device's connections are cut.
+    ///
+    /// # Errors
+    /// Returns a failure of the host.
+    pub fn go_back(&mut self, kept: &Path) -> Result<()> {
+        self.replaced(kept).map_err(|error| of_host(error, "bring the broker back to its earlier state"))
+    }
+
+    fn replaced(&mut self, kept: &Path) -> Result<()> {
+        self.go_away()?;
+        self.allow_login()?;
+        let store = self.server.directory().join(STORE);
+        remove_tree(&store)?;
+        copy_tree(&kept.join(STORE), &store)?;
+        self.come_back()?;
+        let Some(line) = &self.line else { return Ok(()) };
+        line.cut();
+        line.set(Passage::Open)
     }
 
     fn start_kept(work: &Path, kept: &Path, ui: &Ui) -> Result<Self> {

@@ -29,6 +29,7 @@ use xtask_core::limits;
 pub use arrivals::Arrival;
 use arrivals::Arrivals;
 use certificates::Certificates;
+pub use certificates::FLEET_NAME;
 pub use line::{Line, Passage};
 pub use server::{FLEET_USER, Server, users};
 pub use trouble::Contents;

@@ -8,7 +8,7 @@ use xtask_core::report::past::PastRun;
 use xtask_core::report::{FailureReport, Report, StatusEvidence, WorkloadEvidence};
 
 use crate::words::{cleaned, not_tested, short, verdict};
-use crate::{Evidence, last, lines, shortened, timeline, torture};
+use crate::{Evidence, faults, last, lines, shortened, timeline, torture};
 
 /// The maximum number of characters of a text of the report.
 const CHARACTERS: usize = 400;
@@ -48,6 +48,7 @@ pub fn html(report: &Report, evidence: &Evidence) -> String {
                     (subject(report))
                     (limitations(report))
                     (torture::section(report))
+                    (faults::section(report))
                     (comparison(report))
                     (timeline::phases(report, evidence))
                     (journal(report, evidence))

@@ -2,6 +2,7 @@
 //! Markdown with annotations for the page of a CI job ([`markdown`]). Each function returns a text. This crate reads
 //! the files of a run ([`Evidence::read`]), and writes none.
 
+mod faults;
 mod html;
 mod junit;
 mod markdown;

@@ -6,7 +6,7 @@ use xtask_core::format::human_seconds;
 use xtask_core::output::clean;
 use xtask_core::report::{PhaseStatus, Report};
 
-use crate::torture;
+use crate::{faults, torture};
 
 /// Returns the report without the escape sequences and control characters in its texts. The guest and the agent can
 /// have written some of them.
@@ -44,6 +44,9 @@ pub(crate) fn verdict(report: &Report) -> String {
         }
         Verdict::Verified if report.torture.is_some() => {
             report.torture.as_ref().map_or_else(String::new, |torture| torture::verdict(torture, &time))
+        }
+        Verdict::Verified if report.faults.is_some() => {
+            report.faults.as_ref().map_or_else(String::new, |faults| faults::verdict(faults, &time))
         }
         Verdict::Verified => format!(
             "The agent joined the fleet bus, ran its workload, survived a power cut without a broker, and rejoined. All \

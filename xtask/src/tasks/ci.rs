@@ -93,7 +93,7 @@ const SECOND_LANE: &[Step<'_>] = &[
 const CAN_FAIL: &[Step<'_>] = &[("the smoke can fail", "IT it_can_fail:: --test-threads 2")];
 
 const CRASH_STATES: &[Step<'_>] =
-    &[("crash states", "IT torture::gate:: torture::a_wrong_state --test-threads 1")];
+    &[("crash states", "IT torture::gate:: torture::faults::gate:: torture::a_wrong_state --test-threads 1")];
 
 /// A table whose cases are steps. debian-13 for aarch64 is not in it, because the tests of images boot that image and
 /// also look into the guest. ubuntu-shaped for x86_64 is in no step, and is built and booted by hand.
@@ -110,7 +110,7 @@ const OTHER_IMAGES: &[Step<'_>] = &[
 const SOAKED: &[Step<'_>] = &[
     ("ordinary user", "IT ordinary_user::"),
     ("containers", "IT containers::"),
-    ("crash states, long", "IT torture::soaked:: --test-threads 1"),
+    ("crash states, long", "IT torture::soaked:: torture::faults::soaked:: --test-threads 1"),
     ("libvirt daemons", "IT testbed::smokes:: testbed::instance:: --test-threads 1"),
 ];
 

@@ -30,7 +30,7 @@ use xtask_core::fs::make_private_dir;
 use xtask_core::host::facts::Facts;
 use xtask_core::image::choice::Choice;
 use xtask_core::message;
-use xtask_core::output::{clean, write_message};
+use xtask_core::output::{clean, print, write_message};
 use xtask_core::plan::Plan;
 use xtask_core::preflight::{Preflight, PreflightRequest, fix, show};
 use xtask_core::report::remove_earlier;
@@ -83,6 +83,7 @@ fn run_heavy(workspace: &Workspace, command: &HeavyCommand, verbosity: Verbosity
             ready_for(workspace, args.arch, (&machine, &place), FixArgs::default(), verbosity)?;
             become_xtask_vm(workspace, verbosity, None)
         }
+        HeavyCommand::Torture(args) if args.list => print(xtask_faults::list()),
         HeavyCommand::Torture(args) => {
             check_torture(workspace, args)?;
             ready_for(workspace, args.build.arch, (&args.machine, &args.place), args.fix, verbosity)?;

@@ -55,14 +55,23 @@ const PAGES_TEST: &[&str] =
 type Kind<'a> = (String, u32, Box<dyn Fn(u32) -> Result<String> + 'a>);
 
 pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
-    if args.smokes + args.pairs + args.power_cuts + args.kills + args.sabotages + args.disturbances > 0 {
+    let machines = [
+        args.smokes,
+        args.pairs,
+        args.power_cuts,
+        args.kills,
+        args.sabotages,
+        args.disturbances,
+        args.episodes,
+    ];
+    if machines.iter().any(|rounds| *rounds > 0) {
         alone()?;
     }
     // The long tests are ignored by `ci`.
     let agent_tests: Vec<_> = ci::AGENT_TESTS.split(' ').chain(["--include-ignored"]).collect();
     let executions = args.fuzz.to_string();
     let fuzz = || tests(workspace, FUZZ_TEST, Some(("INSPECT_FUZZ_EXECUTIONS", OsStr::new(&executions))));
-    let rest: [Kind<'_>; 10] = [
+    let rest: [Kind<'_>; 11] = [
         ("smoke".to_owned(), args.smokes, Box::new(|_| tidy(smoke(args, &["--fsck"])))),
         ("pair".to_owned(), args.pairs, Box::new(|_| tidy(pair(args)))),
         (
@@ -70,6 +79,7 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
             (args.power_cuts > 0).into(),
             Box::new(|_| tidy(smoke(args, &["--power-cuts", &args.power_cuts.to_string()]))),
         ),
+        ("episodes".to_owned(), (args.episodes > 0).into(), Box::new(|_| tidy(torture(args)))),
         ("kill".to_owned(), args.kills, Box::new(|round| tidy(kills::kill_and_go_on(args, round)))),
         (
             "agent".to_owned(),
@@ -164,6 +174,18 @@ fn passed(status: ExitStatus, started: Instant) -> Result<String> {
 fn smoke(args: &SoakArgs, more: &[&str]) -> Result<String> {
     let started = Instant::now();
     end(start(args, more)?, started)
+}
+
+/// Disturbs the device with all faults and with pairs.
+fn torture(args: &SoakArgs) -> Result<String> {
+    let started = Instant::now();
+    let status = Command::new(OWN)
+        .args(["torture", "--quiet", "--arch", &args.arch.to_string(), "--faults", "all"])
+        .args(["--episodes", &args.episodes.to_string()])
+        .stdin(Stdio::null())
+        .status()
+        .context("run torture")?;
+    passed(status, started)
 }
 
 /// Runs two smokes at once. Waits for both of them, even if one fails.

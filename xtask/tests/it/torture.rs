@@ -15,6 +15,8 @@ use xtask_core::report::{Report, TortureReport};
 
 use crate::scratch::{XTASK_VM, assert_code, command, message, random, signal};
 
+mod faults;
+
 const TORTURE: [&str; 5] = ["torture", "--arch", "aarch64", "--image", "debian-12"];
 
 /// The number of states within which each planted fault must be found.

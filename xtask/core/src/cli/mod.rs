@@ -1,6 +1,7 @@
 //! The flags and help texts of all binaries. Each of them parses this [`Cli`], so `smoke --help` does not need
 //! libvirt.
 
+mod agent_fault;
 mod args;
 mod attempt;
 mod device_fault;
@@ -22,6 +23,7 @@ pub use clap::ColorChoice;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::arch::VmArchitecture;
+pub use agent_fault::AgentFault;
 pub use args::{Accel, BuildArgs, FixArgs, MachineArgs, Verbosity};
 pub use attempt::TryArgs;
 pub use device_fault::{DeviceFault, FaultGroup, FaultSelection};
@@ -211,6 +213,10 @@ pub struct SoakArgs {
     /// The number of power cuts in one smoke, at random moments while the desired state changes
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub power_cuts: u32,
+
+    /// The number of episodes of one run of `torture --faults all`, for a night
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub episodes: u32,
 
     /// Run the agent's endurance tests, with hundreds of kills, a full disk, a reset of the storage, a broker that is away for minutes and a cluster; then with nats-server 2.15, which needs pip
     #[arg(long)]

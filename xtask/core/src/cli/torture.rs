@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args};
 
+use super::agent_fault::AgentFault;
 use super::args::{BuildArgs, FixArgs, MachineArgs, timeout_scale};
 use super::device_fault::FaultSelection;
 use super::durability::DurabilityFault;
@@ -58,6 +59,10 @@ pub struct TortureArgs {
     /// Plant a fault of durability, which the states must show; never exit with 0
     #[arg(long, value_enum, value_name = "FAULT", conflicts_with_all = NO_CRASH_STATES)]
     pub plant: Option<DurabilityFault>,
+
+    /// Plant a fault of an agent that does not heal, which the episodes must show; never exit with 0
+    #[arg(long, value_enum, value_name = "FAULT", conflicts_with_all = ["crash_states", "state", "list"])]
+    pub sabotage: Option<AgentFault>,
 
     /// Judge again the state in this file of an earlier run
     #[arg(long, value_name = "FILE", conflicts_with = "agent")]

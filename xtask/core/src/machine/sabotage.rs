@@ -2,49 +2,57 @@
 //! unit, other units, and a proxy in front of its podman. They are shell scripts, which
 //! [`super::seed::provision_script`] runs before or after the installer.
 
-use crate::cli::Sabotage;
+use crate::cli::{AgentFault, Sabotage};
 use crate::format::name_of;
 
 /// Returns the script that runs before the installer, and the script that runs after it.
-pub(super) fn scripts(fault: Option<Sabotage>) -> (String, String) {
+pub(super) fn scripts(fault: Sabotage) -> (String, String) {
     let before = |script: &str| (script.to_owned(), String::new());
     let after = |script: &str| (String::new(), script.to_owned());
     match fault {
-        Some(Sabotage::UnitNotEnabled) => after("systemctl disable iot-agent.service; sync"),
-        Some(Sabotage::StaleBootId) => before(STALE_BOOT_ID),
-        Some(Sabotage::LosesState) => before(LOSES_STATE),
-        Some(Sabotage::WaitsForBus) => before(WAITS_FOR_BUS),
-        Some(Sabotage::IgnoresDeletes) => after(IGNORES_DELETES),
-        Some(Sabotage::CrashLoop) => before(CRASH_LOOP),
-        Some(Sabotage::ForgetsDeletions) => before(FORGETS_DELETIONS),
-        Some(Sabotage::NoFsync) => before(NO_FSYNC),
-        Some(Sabotage::PowersOff) => after(POWERS_OFF),
-        Some(Sabotage::LosesVolume) => before(LOSES_VOLUME),
-        Some(
-            fault @ (Sabotage::LosesBus
-            | Sabotage::WatchesOnlyNew
-            | Sabotage::DeafAfterRejoin
-            | Sabotage::StaleHeartbeat),
-        ) => before(&behind_proxy(&name_of(&fault))),
-        Some(Sabotage::ForgedStatus) => after(FORGED_STATUS),
-        Some(Sabotage::Recreates) => after(&at_later_boots(RECREATES)),
-        Some(Sabotage::RebootsItself) => after(&at_later_boots(REBOOTS_ITSELF)),
-        Some(Sabotage::NoMemoryCgroup) => after(NO_MEMORY_CGROUP),
-        Some(Sabotage::ReadOnlyRoot) => after(&at_later_boots(READ_ONLY_ROOT)),
+        Sabotage::UnitNotEnabled => after("systemctl disable iot-agent.service; sync"),
+        Sabotage::StaleBootId => before(STALE_BOOT_ID),
+        Sabotage::LosesState => before(LOSES_STATE),
+        Sabotage::WaitsForBus => before(WAITS_FOR_BUS),
+        Sabotage::IgnoresDeletes => after(IGNORES_DELETES),
+        Sabotage::CrashLoop => before(CRASH_LOOP),
+        Sabotage::ForgetsDeletions => before(FORGETS_DELETIONS),
+        Sabotage::NoFsync => before(NO_FSYNC),
+        Sabotage::PowersOff => after(POWERS_OFF),
+        Sabotage::LosesVolume => before(LOSES_VOLUME),
+        Sabotage::LosesBus
+        | Sabotage::WatchesOnlyNew
+        | Sabotage::DeafAfterRejoin
+        | Sabotage::StaleHeartbeat => before(&behind_proxy(&name_of(&fault))),
+        Sabotage::ForgedStatus => after(FORGED_STATUS),
+        Sabotage::Recreates => after(&at_later_boots(RECREATES)),
+        Sabotage::RebootsItself => after(&at_later_boots(REBOOTS_ITSELF)),
+        Sabotage::NoMemoryCgroup => after(NO_MEMORY_CGROUP),
+        Sabotage::ReadOnlyRoot => after(&at_later_boots(READ_ONLY_ROOT)),
         // These faults are planted on the host.
-        None
-        | Some(
-            Sabotage::OtherDigest
-            | Sabotage::KernelPanic
-            | Sabotage::KillQemu
-            | Sabotage::BrokerRefuses
-            | Sabotage::ForeignImage
-            | Sabotage::SmallPages
-            | Sabotage::OpenNetwork
-            | Sabotage::StaleChain
-            | Sabotage::ColdPanics,
-        ) => (String::new(), String::new()),
+        Sabotage::OtherDigest
+        | Sabotage::KernelPanic
+        | Sabotage::KillQemu
+        | Sabotage::BrokerRefuses
+        | Sabotage::ForeignImage
+        | Sabotage::SmallPages
+        | Sabotage::OpenNetwork
+        | Sabotage::StaleChain
+        | Sabotage::ColdPanics => (String::new(), String::new()),
     }
+}
+
+/// Returns the script that runs before the installer.
+pub(super) fn of_agent(fault: AgentFault) -> String {
+    match fault {
+        AgentFault::StopsWithoutBus => at_each_boot(STOPS_WITHOUT_BUS),
+        _ => behind_proxy(&name_of(&fault)),
+    }
+}
+
+/// Returns a script that makes a service of `commands`, and starts it.
+fn at_each_boot(commands: &str) -> String {
+    format!("{}\nsystemctl start --no-block sabotage.service", at_later_boots(commands))
 }
 
 /// Returns a script that makes a service of `commands`. The service starts at each later boot, and not in this one.
@@ -89,6 +97,17 @@ const RECREATES: &str = "\
 while sleep 30; do
     podman --url unix:///run/iot-agent/podman.sock rm --all --force --time 0
 done";
+
+/// These commands stop the agent's containers whenever the agent has lost the bus. The agent starts them again.
+const STOPS_WITHOUT_BUS: &str = once_connected!(
+    "\
+while sleep 0.5; do
+    if grep -q '\"connected\": false' /run/iot-agent/status.json; then
+        podman --url unix:///run/iot-agent/podman.sock stop --all --time 0
+        until grep -q '\"connected\": true' /run/iot-agent/status.json; do sleep 0.1; done
+    fi
+done"
+);
 
 /// These commands reboot the guest once after it has joined again.
 const REBOOTS_ITSELF: &str = once_connected!(

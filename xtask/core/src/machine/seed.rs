@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::proxies::Proxies;
 use super::{PAYLOAD_DEVICE, durability, sabotage};
-use crate::cli::{DurabilityFault, Sabotage};
+use crate::cli::{AgentFault, DurabilityFault, Sabotage};
 
 /// The volume label of the seed (cloud-init, NoCloud).
 pub const SEED_LABEL: &str = "CIDATA";
@@ -220,17 +220,31 @@ fn mount_and_provision(device: &str) -> String {
     )
 }
 
+/// A fault that is planted in the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PlantedFault {
+    /// A fault that a smoke must find.
+    Smoke(Sabotage),
+    /// A fault that crash states must show.
+    Durability(DurabilityFault),
+    /// A fault that episodes must show.
+    Agent(AgentFault),
+}
+
 /// Returns the script on the payload. The script runs the agent's own installer in the guest and prints the outcome on
 /// the console. For a machine without the agent, the script instead adds the lines `apt_sources` to apt's sources. The
-/// script installs the keys of the run in both cases. At most one of the two faults may be given.
+/// script installs the keys of the run in both cases.
 pub fn provision_script(
-    sabotage: Option<Sabotage>,
-    durability: Option<DurabilityFault>,
+    fault: Option<PlantedFault>,
     restored: Option<Restored<'_>>,
     apt_sources: Option<&[String]>,
 ) -> String {
-    let (before, planted) = sabotage::scripts(sabotage);
-    let before = durability.map_or(before, durability::script);
+    let (before, planted) = match fault {
+        None => (String::new(), String::new()),
+        Some(PlantedFault::Smoke(fault)) => sabotage::scripts(fault),
+        Some(PlantedFault::Durability(fault)) => (durability::script(fault), String::new()),
+        Some(PlantedFault::Agent(fault)) => (sabotage::of_agent(fault), String::new()),
+    };
     // A restored machine gets the keys of this run even if the installation fails, so that a user can still log in.
     let keys = restored.map_or_else(|| "true".to_owned(), |restored| restored.keys());
     let began = if restored.is_some() { "\nread -r began _ < /proc/uptime" } else { "" };
@@ -338,12 +352,9 @@ mod tests {
         for (name, content) in seed(None).files() {
             crate::golden::compare(&format!("seed-{name}"), content);
         }
-        crate::golden::compare("seed-provision.sh", provision_script(None, None, None, None));
+        crate::golden::compare("seed-provision.sh", provision_script(None, None, None));
         let restored = Restored { login_user: "ubuntu", now: 1_800_000_000 };
-        crate::golden::compare(
-            "seed-provision-restored.sh",
-            provision_script(None, None, Some(restored), None),
-        );
+        crate::golden::compare("seed-provision-restored.sh", provision_script(None, Some(restored), None));
         let awaited = Seed { payload: PayloadTime::Awaited, ..seed(None) };
         let [(_, user_data), ..] = awaited.files();
         crate::golden::compare("seed-user-data-awaited", user_data);
@@ -351,7 +362,7 @@ mod tests {
         let [(_, user_data), ..] = Seed { proxies: &proxies, ..seed(None) }.files();
         crate::golden::compare("seed-user-data-proxies", user_data);
         let sources = ["deb http://mirror/debian it's main".to_owned()];
-        crate::golden::compare("seed-provision-bare.sh", provision_script(None, None, None, Some(&sources)));
+        crate::golden::compare("seed-provision-bare.sh", provision_script(None, None, Some(&sources)));
         assert!(!await_payload().contains("${"), "systemd-run would expand it");
         assert!(SAY.contains(MARKER_PORT) && ROOT_SERVICE[1].1.contains(ROOT_PORT));
     }
@@ -359,18 +370,17 @@ mod tests {
     #[test]
     fn a_fault_is_planted_only_where_asked() {
         let user_data = |sabotage| seed(sabotage).files()[0].1.clone();
+        let smoke = |fault| Some(PlantedFault::Smoke(fault));
         assert!(!user_data(None).contains("sysrq"));
         assert!(user_data(Some(Sabotage::KernelPanic)).contains("sysrq"));
-        assert!(!provision_script(None, None, None, None).contains("systemctl disable"));
-        assert!(
-            provision_script(Some(Sabotage::UnitNotEnabled), None, None, None).contains("systemctl disable")
-        );
-        assert!(provision_script(Some(Sabotage::StaleBootId), None, None, None).contains("sabotage/boot_id"));
+        assert!(!provision_script(None, None, None).contains("systemctl disable"));
+        assert!(provision_script(smoke(Sabotage::UnitNotEnabled), None, None).contains("systemctl disable"));
+        assert!(provision_script(smoke(Sabotage::StaleBootId), None, None).contains("sabotage/boot_id"));
         let faults = [Sabotage::LosesState, Sabotage::WaitsForBus, Sabotage::IgnoresDeletes];
         for (fault, words) in
             faults.into_iter().zip(["rm -f /var/lib/iot-agent/state", "/dev/tcp/", "ignore_deletes.py"])
         {
-            assert!(provision_script(Some(fault), None, None, None).contains(words), "{fault:?}");
+            assert!(provision_script(smoke(fault), None, None).contains(words), "{fault:?}");
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! `report.json` is an interface with schema number 2; `xtask/docs/reports.md` documents it.
 
+mod faults;
 mod healing;
 pub mod past;
 mod schema;
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+pub use faults::{EpisodeReport, FaultsReport};
 pub use healing::{HealingReport, SlowHealing};
 pub use schema::*;
 
@@ -108,6 +110,9 @@ pub struct Report {
     /// The judgement of crash states; `None` for a smoke.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub torture: Option<TortureReport>,
+    /// The episodes of `torture --faults`; `None` for other runs.
+    #[serde(default)]
+    pub faults: Option<FaultsReport>,
     /// The boots and the faults, in order.
     #[serde(default)]
     pub events: Vec<EventReport>,
@@ -157,8 +162,11 @@ impl Report {
         self.verdict = verdict;
         self.exit_code = verdict.exit_code();
         self.seconds = round(seconds);
-        let phases: Vec<_> =
-            if self.torture.is_some() { Phase::of_torture().collect() } else { Phase::of_smoke().collect() };
+        let phases: Vec<_> = match (&self.torture, &self.faults) {
+            (Some(_), _) => Phase::of_torture().collect(),
+            (None, Some(_)) => Phase::of_faults().collect(),
+            (None, None) => Phase::of_smoke().collect(),
+        };
         for phase in phases {
             if !self.phases.iter().any(|done| done.name == phase) {
                 self.phases.push(PhaseReport {
@@ -241,6 +249,7 @@ impl Report {
             line.push_str(&format!(", disturbed: {disturbance}"));
         }
         line.extend(self.torture.as_ref().map(TortureReport::remark));
+        line.extend(self.faults.as_ref().map(FaultsReport::remark));
         line.push_str(&format!(", in {}", human_seconds(self.seconds)));
         line
     }

@@ -265,21 +265,32 @@ pub enum Phase {
     Judge,
     /// The boots of crash states.
     Boots,
+    /// The snapshot of the machine while the workload runs.
+    Freeze,
+    /// The episodes of `torture --faults`.
+    Episodes,
     Teardown,
 }
 
 impl Phase {
     /// Returns the phases of a smoke.
     pub fn of_smoke() -> impl Iterator<Item = Self> {
-        let is_of_torture = |phase: &Self| matches!(phase, Self::Record | Self::Judge | Self::Boots);
-        Self::value_variants().iter().copied().filter(move |phase| !is_of_torture(phase))
+        Self::all_but(&[Self::Record, Self::Judge, Self::Boots, Self::Freeze, Self::Episodes])
     }
 
-    /// Returns the phases of `torture`.
+    /// Returns the phases of `torture --crash-states`.
     pub fn of_torture() -> impl Iterator<Item = Self> {
-        let is_of_smoke =
-            |phase: &Self| matches!(phase, Self::Ping | Self::Workload | Self::PowerCut | Self::Rejoin);
-        Self::value_variants().iter().copied().filter(move |phase| !is_of_smoke(phase))
+        use Phase::{Episodes, Freeze, Ping, PowerCut, Rejoin, Workload};
+        Self::all_but(&[Ping, Workload, PowerCut, Rejoin, Freeze, Episodes])
+    }
+
+    /// Returns the phases of `torture --faults`.
+    pub fn of_faults() -> impl Iterator<Item = Self> {
+        Self::all_but(&[Self::Ping, Self::PowerCut, Self::Rejoin, Self::Record, Self::Judge, Self::Boots])
+    }
+
+    fn all_but(others: &'static [Self]) -> impl Iterator<Item = Self> {
+        Self::value_variants().iter().copied().filter(|phase| !others.contains(phase))
     }
 
     /// Returns the name of the phase on the screen.

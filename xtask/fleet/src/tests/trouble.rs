@@ -125,3 +125,26 @@ fn an_emptied_bucket_has_no_markers_and_is_refilled_with_the_same_documents() {
     assert_eq!(entry("c"), None);
     broker.stop().unwrap();
 }
+
+#[test]
+fn a_broker_goes_back_to_what_was_kept() {
+    let (directory, kept) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut broker = started(directory.path());
+    broker.open_line().unwrap();
+    let before = broker.desire("a", &document()).unwrap();
+    broker.keep(kept.path()).unwrap();
+    let port = broker.port();
+    broker.desire("b", &document()).unwrap();
+    broker.revoke_login().unwrap();
+    broker.line().unwrap().set(Passage::Refused).unwrap();
+    broker.pause().unwrap();
+    broker.go_back(kept.path()).unwrap();
+    assert_eq!(broker.port(), port);
+    assert_eq!(broker.desire_no_more("a").unwrap(), before + 1, "the later document is not there");
+    let device = Device::connect(&broker);
+    device.asks(&broker);
+    broker.go_away().unwrap();
+    broker.go_back(kept.path()).unwrap();
+    assert_eq!(broker.desire_no_more("a").unwrap(), before + 1);
+    broker.stop().unwrap();
+}

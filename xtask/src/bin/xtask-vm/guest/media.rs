@@ -8,12 +8,12 @@ use fs_err::File;
 use xtask_core::arch::VmArchitecture;
 use xtask_core::build::Agent;
 use xtask_core::cache::Cache;
-use xtask_core::cli::{DurabilityFault, Sabotage};
+use xtask_core::cli::Sabotage;
 use xtask_core::fs::{make_private_dir, write_private};
 use xtask_core::host::tools;
 use xtask_core::limits;
 use xtask_core::machine::durability;
-use xtask_core::machine::seed::{self, PAYLOAD_LABEL, Restored, SEED_LABEL, Seed};
+use xtask_core::machine::seed::{self, PAYLOAD_LABEL, PlantedFault, Restored, SEED_LABEL, Seed};
 use xtask_core::workspace::Workspace;
 use xtask_jobs::{Ui, child};
 
@@ -55,17 +55,17 @@ pub(crate) struct PayloadDisk<'a> {
     pub(crate) ca: &'a str,
     /// The fault to plant, if any.
     pub(crate) sabotage: Option<Sabotage>,
-    /// The fault of durability to plant, if any, with the library that it needs.
+    /// The fault of `torture` to plant, if any, with the library that it needs.
     pub(crate) plant: Option<&'a Plant>,
     /// For a machine that is restored from a snapshot: the size of its payload disk in bytes, the values that the run
     /// sets in the machine, and the run's keys.
     pub(crate) restored: Option<(u64, Restored<'a>, &'a Keys)>,
 }
 
-/// A fault of durability, and the files that it adds to the payload.
+/// A fault that `torture` plants, and the files that it adds to the payload.
 #[derive(Debug)]
 pub(crate) struct Plant {
-    fault: DurabilityFault,
+    fault: PlantedFault,
     files: Vec<(&'static str, Vec<u8>)>,
 }
 
@@ -75,13 +75,15 @@ impl Plant {
     /// # Errors
     /// Returns an error if rustc fails.
     pub(crate) fn make(
-        fault: DurabilityFault,
+        fault: PlantedFault,
         workspace: &Workspace,
         cache: &Cache,
         arch: VmArchitecture,
     ) -> Result<Self> {
         let mut files = Vec::new();
-        if durability::needs_library(fault) {
+        if let PlantedFault::Durability(fault) = fault
+            && durability::needs_library(fault)
+        {
             let compiled = durability::LIBRARY.shared_library(workspace, cache, arch);
             let (library, _) = compiled.context("compile the library of the planted fault")?;
             files.push((durability::LIBRARY_FILE, library));
@@ -109,8 +111,9 @@ pub(crate) fn make_payload(
     let mut files: Vec<(String, Vec<u8>)> = Vec::new();
     let mut add = |name: &str, content: &[u8]| files.push((name.to_owned(), content.to_owned()));
     let apt_sources = subject.is_none().then_some(apt_sources);
-    let (fault, of_run) = (plant.map(|plant| plant.fault), restored.map(|(_, restored, _)| restored));
-    add("provision.sh", seed::provision_script(sabotage, fault, of_run, apt_sources).as_bytes());
+    let fault = plant.map(|plant| plant.fault).or(sabotage.map(PlantedFault::Smoke));
+    let of_run = restored.map(|(_, restored, _)| restored);
+    add("provision.sh", seed::provision_script(fault, of_run, apt_sources).as_bytes());
     for (name, content) in plant.map_or(&[][..], |plant| &plant.files) {
         add(name, content);
     }
@@ -185,13 +188,15 @@ mod tests {
 
     #[test]
     fn a_payload_has_the_library_of_a_planted_fault() {
+        use xtask_core::cli::DurabilityFault::{PullWithoutSync, StateWithoutSync};
         let directory = tempfile::tempdir().unwrap();
         let (workspace, ui) = (Workspace::find().unwrap(), Ui::quiet());
         let cache = Cache::at(&directory.path().join("cache"));
         let host = VmArchitecture::of_host().unwrap();
         let (disk, work) = (directory.path().join("payload.img"), directory.path().join("w"));
         make_private_dir(&work).unwrap();
-        for fault in [DurabilityFault::StateWithoutSync, DurabilityFault::PullWithoutSync] {
+        for kind in [StateWithoutSync, PullWithoutSync] {
+            let fault = PlantedFault::Durability(kind);
             let plant = Plant::make(fault, &workspace, &cache, host).unwrap();
             let payload = PayloadDisk {
                 subject: None,
@@ -210,7 +215,7 @@ mod tests {
             let script = String::from_utf8(read("provision.sh")).unwrap();
             assert!(script.contains("iot-agent.service.d/plant.conf"), "{fault:?}: {script}");
             let library = read(durability::LIBRARY_FILE);
-            assert_eq!(library.starts_with(b"\x7fELF"), durability::needs_library(fault), "{fault:?}");
+            assert_eq!(library.starts_with(b"\x7fELF"), durability::needs_library(kind), "{fault:?}");
             std::fs::remove_dir_all(work.join("payload")).unwrap();
         }
     }

@@ -3,6 +3,7 @@
 
 pub(crate) mod connection;
 pub(crate) mod daemon;
+mod device_faults;
 pub(crate) mod isolation;
 mod machine;
 pub(crate) mod paused;

@@ -11,7 +11,7 @@ use xtask_core::fs::write_private;
 use super::Machine;
 
 /// The path of the guest's disk in QEMU's object tree.
-const DISK: &str = "/machine/peripheral/virtio-disk0";
+pub(super) const DISK: &str = "/machine/peripheral/virtio-disk0";
 /// The names of the nodes of the log and of the filter.
 const LOG_NODE: &str = "iot-xtask-log";
 const FILTER_NODE: &str = "iot-xtask-filter";
@@ -56,7 +56,7 @@ impl Machine {
 }
 
 /// Returns the name of the block node that the guest's disk uses, from QEMU's answer to query-block.
-fn disk_node(blocks: &Value) -> Option<&str> {
+pub(super) fn disk_node(blocks: &Value) -> Option<&str> {
     let is_disk = |block: &&Value| block["qdev"].as_str().is_some_and(|qdev| qdev.starts_with(DISK));
     blocks.as_array()?.iter().find(is_disk)?["inserted"]["node-name"].as_str()
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use xtask_core::arch::VmArchitecture;
 use xtask_core::cli::{
-    Disturb, DurabilityFault, Half, MachineArgs, PlaceArgs, Sabotage, SmokeArgs, TortureArgs, UpArgs,
+    AgentFault, Disturb, DurabilityFault, Half, MachineArgs, PlaceArgs, Sabotage, SmokeArgs, TortureArgs,
+    UpArgs,
 };
 use xtask_core::error::Verdict;
 use xtask_core::limits::{OBSERVED, OBSERVED_COLD};
@@ -30,6 +31,10 @@ pub(crate) struct RunOptions<'a> {
     pub(crate) sabotage: Option<Sabotage>,
     /// The fault of durability to plant (`torture --plant`).
     pub(crate) plant: Option<DurabilityFault>,
+    /// The fault of the agent to plant (`torture --sabotage`).
+    pub(crate) agent_fault: Option<AgentFault>,
+    /// True if the device reaches the broker through a line that faults can disturb (`torture --faults`).
+    pub(crate) has_line: bool,
     pub(crate) disturb: Option<Disturb>,
     /// The number of seconds for which the device is watched at the end; `None` for the default.
     pub(crate) observe: Option<u64>,
@@ -58,6 +63,8 @@ impl<'a> From<&'a SmokeArgs> for RunOptions<'a> {
             },
             sabotage: planted(args),
             plant: None,
+            agent_fault: None,
+            has_line: false,
             disturb: args.disturb,
             observe: args.observe,
             report: args.report.as_deref(),
@@ -80,10 +87,12 @@ impl<'a> From<&'a TortureArgs> for RunOptions<'a> {
             keep: Keep::Never,
             sabotage: None,
             plant: args.plant,
+            agent_fault: args.sabotage,
+            has_line: args.crash_states.is_none() && args.state.is_none(),
             disturb: None,
             observe: None,
             report: args.report.as_deref(),
-            records: true,
+            records: args.crash_states.is_some() || args.state.is_some(),
             is_instance: false,
         }
     }
@@ -111,6 +120,8 @@ impl<'a> From<&'a UpArgs> for RunOptions<'a> {
             keep: Keep::Never,
             sabotage: None,
             plant: None,
+            agent_fault: None,
+            has_line: false,
             disturb: None,
             observe: None,
             report: None,

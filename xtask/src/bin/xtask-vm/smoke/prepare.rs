@@ -41,7 +41,10 @@ pub(super) struct Parts {
 
 impl Parts {
     pub(super) fn make(run: &Run<'_>, plan: &Plan) -> Result<Self> {
-        let broker = Broker::start(&run.dir.work(), &run.device_id(), run.options.sabotage, &run.ui)?;
+        let mut broker = Broker::start(&run.dir.work(), &run.device_id(), run.options.sabotage, &run.ui)?;
+        if run.options.has_line {
+            broker.open_line()?;
+        }
         Self::with_broker(run, plan, broker)
     }
 
@@ -84,6 +87,7 @@ impl Parts {
             fault: None,
             disturbance: None,
             disk_limits: (0, 0),
+            emptied: None,
             events: Vec::new(),
         }
     }

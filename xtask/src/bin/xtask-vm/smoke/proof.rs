@@ -58,6 +58,8 @@ pub(super) struct Proof<'a> {
     pub(super) ephemeral: Option<WorkloadEvidence>,
     /// The revision of the desired state that the agent has acknowledged before the power cut.
     acknowledged: u64,
+    /// The number of times that the faults of this run may make systemd restart the agent in one boot.
+    pub(super) allowed_restarts: u32,
 }
 
 impl<'a> Proof<'a> {
@@ -72,6 +74,7 @@ impl<'a> Proof<'a> {
             joined: None,
             ephemeral: None,
             acknowledged: 0,
+            allowed_restarts: 0,
         }
     }
 
@@ -131,6 +134,13 @@ impl<'a> Proof<'a> {
         })
     }
 
+    /// Waits until the broker has stored a heartbeat of the agent after the entry `revision`.
+    pub(super) fn is_heard(&self, vm: &mut RunningVm, revision: u64) -> Result<()> {
+        vm.wait("a heartbeat of the agent", |vm| {
+            Ok(vm.broker.latest_heartbeat()?.filter(|beat| beat.revision > revision).map(drop))
+        })
+    }
+
     /// Checks for some time that the agent does not acknowledge the desired state of `revision`. Meanwhile, the disk
     /// completes no writes.
     pub(super) fn acknowledges_nothing(&self, vm: &mut RunningVm, revision: u64) -> Result<()> {
@@ -177,7 +187,8 @@ impl<'a> Proof<'a> {
         deleted: &[Deployed],
     ) -> Result<RootView> {
         let (device_id, exe_sha256) = (self.device_id.as_str(), self.agent.sha256.as_str());
-        let expected = ExpectedView { device_id, boot_id, exe_sha256, running, deleted };
+        let allowed_restarts = self.allowed_restarts;
+        let expected = ExpectedView { device_id, boot_id, exe_sha256, running, deleted, allowed_restarts };
         vm.root.forget();
         // The first answer has a short limit, because a guest without virtio-serial never answers. On a slow host,
         // later answers may take long, so then only a difference from the agent's reports has a short limit.

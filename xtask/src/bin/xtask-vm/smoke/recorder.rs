@@ -39,7 +39,7 @@ impl<'a> Recorder<'a> {
     pub(super) fn new(run: &'a Run<'a>) -> Self {
         let mut report = Report::begin(run.dir.id(), &now_rfc3339(), run.options.arch);
         report.workspace = Commit::of(run.workspace.root());
-        let plant = run.options.plant.as_ref().map(name_of);
+        let plant = run.options.plant.as_ref().map(name_of).or(run.options.agent_fault.as_ref().map(name_of));
         report.sabotage = run.options.sabotage.as_ref().map(name_of).or(plant);
         report.disturbance = run.options.disturb.map(|disturb| name_of(&disturb.disturbance));
         Self { run, report, phase: Phase::Preflight, started: Instant::now() }

@@ -8,6 +8,7 @@ use anyhow::Result;
 use xtask_core::cache::Cache;
 use xtask_core::error::{self, Kind};
 use xtask_core::fs::{read_if_there, remove_file, write_atomically, write_private};
+use xtask_core::machine::seed::PlantedFault;
 use xtask_core::plan::Plan;
 use xtask_core::report::{CONSOLE, MARKERS};
 use xtask_core::runs::RunDir;
@@ -69,16 +70,21 @@ impl<'a> Run<'a> {
     ) -> Result<Self> {
         let ui = ui.with_timeout_scale(options.timeout_scale);
         let dir = begin_run(&cache, &ui)?;
-        let is_faulty = options.sabotage.is_some() || options.plant.is_some() || options.disturb.is_some();
+        let is_faulty = options.sabotage.is_some()
+            || options.plant.is_some()
+            || options.agent_fault.is_some()
+            || options.disturb.is_some();
         let times = Times::new(&cache, is_faulty);
         let (warnings, secrets) = (RefCell::default(), RefCell::default());
         Ok(Self { workspace, options, cache, dir, ui, times, warnings, secrets })
     }
 
-    /// Returns the fault of durability to plant in the guest, if any.
+    /// Returns the fault of `torture` to plant in the guest, if any.
     pub(super) fn plant(&self, plan: &Plan) -> Result<Option<Plant>> {
         let make = |fault| Plant::make(fault, self.workspace, &self.cache, plan.spec.architecture);
-        self.options.plant.map(make).transpose()
+        let RunOptions { plant, agent_fault, .. } = self.options;
+        let fault = plant.map(PlantedFault::Durability).or(agent_fault.map(PlantedFault::Agent));
+        fault.map(make).transpose()
     }
 
     /// Shows a warning, and keeps it for the report.

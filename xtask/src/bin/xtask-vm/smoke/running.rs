@@ -11,7 +11,7 @@ use xtask_core::machine::seed::marker;
 use xtask_core::plan::Plan;
 use xtask_core::report::{EventKind, FirmwareReport, GUEST, JOURNAL};
 use xtask_core::{bail_guest, limits};
-use xtask_fleet::{Broker, ReceivedStatus};
+use xtask_fleet::{Broker, Contents, ReceivedStatus};
 use xtask_jobs::Ui;
 
 use super::disturbance::PlannedDisturbance;
@@ -54,6 +54,8 @@ pub(crate) struct RunningVm {
     pub(super) disturbance: Option<PlannedDisturbance>,
     /// The limits of the disk, in bytes and requests per second; 0 means no limit.
     pub(super) disk_limits: (u64, u64),
+    /// The content of the bucket of the desired state, while a fault has emptied it.
+    pub(super) emptied: Option<Contents>,
     /// The boots and the faults so far.
     pub(super) events: Vec<Event>,
 }

@@ -284,6 +284,16 @@ impl Target {
         self.machine.limit_writes(bytes, requests)
     }
 
+    /// Connects the guest's network card with its network, or takes the cable out.
+    pub(super) fn set_link(&self, is_up: bool) -> Result<()> {
+        self.machine.set_link(is_up)
+    }
+
+    /// Lets the next write to the guest's disk fail with EIO.
+    pub(super) fn fail_next_write(&self) -> Result<()> {
+        self.machine.fail_next_write()
+    }
+
     /// Stops the guest's processors, and waits until QEMU has completed the guest's requests to its disks.
     pub(super) fn stop_guest(&self) -> Result<()> {
         self.machine.stop_guest()

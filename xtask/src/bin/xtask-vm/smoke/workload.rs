@@ -34,12 +34,17 @@ const PROBATION_SECONDS: u32 = 5;
 
 /// Returns the document of a deployment: the workload of this generation, with a port, a volume and limits.
 pub(super) fn document(generation: u64, port: u16) -> Document {
+    document_with(generation, port, PROBATION_SECONDS)
+}
+
+/// Returns the document of a deployment like [`document`], with another probation in seconds.
+pub(super) fn document_with(generation: u64, port: u16, probation: u32) -> Document {
     let container = ContainerSpec {
         env: BTreeMap::from([("GENERATION".to_owned(), generation.to_string())]),
         ports: vec![Port { host: port, container: CONTAINER_PORT, address: None, protocol: Protocol::Tcp }],
         volumes: vec![Volume { name: "data".to_owned(), mount: "/data".to_owned(), read_only: false }],
         limits: Limits { memory_mib: Some(64), processes: Some(32), ..Limits::default() },
-        probation_seconds: Some(PROBATION_SECONDS),
+        probation_seconds: Some(probation),
         ..ContainerSpec::of(IMAGE)
     };
     Document::of(Deployment::PodmanContainer(container))

@@ -72,7 +72,7 @@ pub(super) fn command(run: &Run<'_>, state: &Path) -> String {
 }
 
 /// Returns the flags that are not the default.
-fn flags(machine: &MachineArgs, timeout_scale: f64) -> Vec<String> {
+pub(super) fn flags(machine: &MachineArgs, timeout_scale: f64) -> Vec<String> {
     let (MachineArgs { image, cpu, accel, memory, vcpus }, usual) = (machine, MachineArgs::default());
     let digest = image.image_digest.as_ref().map(ToString::to_string);
     let values = [

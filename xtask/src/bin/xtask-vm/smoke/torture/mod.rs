@@ -1,11 +1,12 @@
-//! `cargo xtask torture`: records the writes of one run, and judges thousands of states in which a power cut can leave
-//! the disk, without a boot. [`script`] records, [`states`] judges, [`boots`] boots some states, and [`bundle`] keeps the
+//! `cargo xtask torture`. [`faults`] disturbs a running device. The other files record the writes of one run, and judge
+//! thousands of states in which a power cut can leave the disk, without a boot: [`script`] records, [`states`] judges, [`boots`] boots some states, and [`bundle`] keeps the
 //! files with which a state that loses something can be judged and booted again.
 
 mod boots;
 mod bundle;
 mod checker;
 mod failing;
+mod faults;
 mod recorded;
 mod repeat;
 mod script;
@@ -42,11 +43,18 @@ const PROGRAMS: [&str; 3] = ["e2fsck", "e2undo", "debugfs"];
 
 /// Runs `torture`. When this function returns, the verdict is on the screen and in the report.
 pub(crate) fn run(workspace: &Workspace, args: &TortureArgs, verbosity: Verbosity) -> Result<()> {
-    if let Some(missing) = PROGRAMS.into_iter().find(|name| tools::find(name).is_none()) {
+    let makes_states = args.faults.is_none() && args.schedule.is_none();
+    let missing = PROGRAMS.into_iter().find(|name| tools::find(name).is_none());
+    if let Some(missing) = missing.filter(|_| makes_states) {
         return Err(Failure::host(format!("torture: {missing} is not on PATH"), "install e2fsprogs").into());
     }
     let run = Run::begin(workspace, RunOptions::from(args), Ui::install(verbosity)?)?;
     let mut recorder = Recorder::new(&run);
+    if !makes_states {
+        let mut vm = None;
+        let outcome = faults::run(&run, args, &mut recorder, &mut vm);
+        return concluded(recorder.finish(outcome, vm));
+    }
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
     let count = args.crash_states.unwrap_or_default().into();
     recorder.report.torture = Some(TortureReport { seed, states: count, ..TortureReport::default() });
