@@ -1,11 +1,13 @@
 //! The fleet bus of a run: a real nats-server with JetStream ([`server`]) on loopback, with TLS ([`certificates`]). Its
 //! credentials are valid only during the run. The fleet's connection reads statuses there and writes desired states. The
 //! device may connect through a [`line`] that can be disturbed, and the broker itself can be disturbed ([`trouble`]).
+//! [`registry`] is another server of a run: a real registry of images.
 
 mod arrivals;
 mod certificates;
 mod kept;
 mod line;
+mod registry;
 mod server;
 #[cfg(all(test, feature = "real"))]
 mod tests;
@@ -31,6 +33,7 @@ use arrivals::Arrivals;
 use certificates::Certificates;
 pub use certificates::FLEET_NAME;
 pub use line::{Line, Passage};
+pub use registry::{REGISTRY_LOG, REGISTRY_PROGRAM, Registry, RegistryImage};
 pub use server::{FLEET_USER, Server, users};
 pub use trouble::Contents;
 use xtask_jobs::Ui;

@@ -2,6 +2,7 @@
 
 mod device;
 mod line;
+mod registry;
 mod trouble;
 
 use agent_protocol::{ContainerSpec, Deployment};
