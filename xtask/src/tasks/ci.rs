@@ -15,7 +15,7 @@ use xtask_core::error::{Failure, Verdict};
 use xtask_core::job;
 use xtask_core::message;
 use xtask_core::output::{print, write_message};
-use xtask_core::preflight::PreflightRequest;
+use xtask_core::preflight::{PreflightRequest, Purpose};
 use xtask_core::workspace::Workspace;
 
 use draw::{note_skipped, split};
@@ -122,7 +122,7 @@ pub(super) fn run(workspace: &Workspace, args: &CiArgs) -> Result<()> {
         architectures: &VmArchitecture::ALL,
         machine: &MachineArgs::default(),
         place: &PlaceArgs::default(),
-        for_ci: true,
+        purpose: Purpose::TestSuite,
     };
     super::ready(workspace, &asked, args.fix, false)?;
     let mut runner = Runner::new(workspace, draw::of_commit(workspace), args.strict_image);

@@ -22,8 +22,8 @@ use xtask_core::arch::VmArchitecture;
 use xtask_core::bail_host;
 use xtask_core::build;
 use xtask_core::cli::{
-    Cli, Command, FixArgs, HeavyCommand, HeavyVmCommand, LightCommand, MachineArgs, PlaceArgs, Shell,
-    SmokeArgs, TortureArgs, Verbosity, VmCommand,
+    BenchSubject, Cli, Command, FixArgs, HeavyCommand, HeavyVmCommand, LightCommand, MachineArgs, PlaceArgs,
+    Shell, SmokeArgs, TortureArgs, Verbosity, VmCommand,
 };
 use xtask_core::error::{Failure, host_fault};
 use xtask_core::fs::make_private_dir;
@@ -32,7 +32,7 @@ use xtask_core::image::choice::Choice;
 use xtask_core::message;
 use xtask_core::output::{clean, print, write_message};
 use xtask_core::plan::Plan;
-use xtask_core::preflight::{Preflight, PreflightRequest, fix, show};
+use xtask_core::preflight::{Preflight, PreflightRequest, Purpose, fix, show};
 use xtask_core::report::remove_earlier;
 use xtask_core::workspace::Workspace;
 
@@ -80,13 +80,19 @@ fn run_heavy(workspace: &Workspace, command: &HeavyCommand, verbosity: Verbosity
         HeavyCommand::Image(_) => become_xtask_vm(workspace, verbosity, None),
         HeavyCommand::Bench(args) => {
             let (machine, place) = (MachineArgs::default(), PlaceArgs::default());
-            ready_for(workspace, args.arch, (&machine, &place), FixArgs::default(), verbosity)?;
+            let purpose = if args.subject == BenchSubject::Torture { Purpose::Torture } else { Purpose::Run };
+            let asked =
+                PreflightRequest { architectures: &[args.arch], machine: &machine, place: &place, purpose };
+            ready(workspace, &asked, FixArgs::default(), verbosity.quiet)?;
             become_xtask_vm(workspace, verbosity, None)
         }
         HeavyCommand::Torture(args) if args.list => print(xtask_faults::list()),
         HeavyCommand::Torture(args) => {
             check_torture(workspace, args)?;
-            ready_for(workspace, args.build.arch, (&args.machine, &args.place), args.fix, verbosity)?;
+            let purpose = if args.boots_machines() { Purpose::Torture } else { Purpose::Run };
+            let TortureArgs { build, machine, place, fix, .. } = &**args;
+            let asked = PreflightRequest { architectures: &[build.arch], machine, place, purpose };
+            ready(workspace, &asked, *fix, verbosity.quiet)?;
             become_xtask_vm(workspace, verbosity, None)
         }
         HeavyCommand::Smoke(args) => smoke(workspace, args, verbosity)
@@ -111,7 +117,7 @@ fn ready_for_smokes(workspace: &Workspace, args: &SmokeArgs, verbosity: Verbosit
     let (mut all, mut facts) = (Preflight::evaluate(Vec::new()), Vec::new());
     for machine in args.machines() {
         let architectures = &args.repeated.arches;
-        let asked = PreflightRequest { architectures, machine: &machine, place, for_ci: false };
+        let asked = PreflightRequest { architectures, machine: &machine, place, purpose: Purpose::Run };
         let preflight = look(workspace, &asked, args.fix)?;
         facts.extend_from_slice(&preflight.facts);
         all.add(preflight.findings);
@@ -202,7 +208,7 @@ fn ready_for(
     args: FixArgs,
     verbosity: Verbosity,
 ) -> Result<Facts> {
-    let asked = PreflightRequest { architectures: &[arch], machine, place, for_ci: false };
+    let asked = PreflightRequest { architectures: &[arch], machine, place, purpose: Purpose::Run };
     let facts = ready(workspace, &asked, args, verbosity.quiet)?.facts;
     facts.into_iter().next().context("preflight returned no facts")
 }

@@ -6,8 +6,8 @@ use xtask_core::error::Kind;
 use xtask_core::host::facts::Facts;
 use xtask_core::message;
 use xtask_core::plan::Plan;
-use xtask_core::preflight::PreflightRequest;
 use xtask_core::preflight::show::{architectures, present};
+use xtask_core::preflight::{PreflightRequest, Purpose};
 use xtask_core::report::Report;
 use xtask_core::workspace::Workspace;
 
@@ -18,7 +18,7 @@ pub(super) fn run(workspace: &Workspace, args: &PreflightArgs, verbosity: Verbos
         architectures: &architectures,
         machine: &args.machine,
         place: args.place_of_facts(),
-        for_ci: false,
+        purpose: Purpose::Run,
     };
     let preflight = super::look(workspace, &asked, args.fix)?;
     check_flags(&preflight.facts, args)?;

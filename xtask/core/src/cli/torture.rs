@@ -98,6 +98,11 @@ pub struct TortureArgs {
     pub place: PlaceArgs,
 }
 
+impl TortureArgs {
+    /// Returns whether a machine runs, which needs a registry of images. Without `--boot`, a kept state is only judged.
+    pub fn boots_machines(&self) -> bool {
+        self.state.is_none() || self.boot
+
 /// Returns [`MODES`] without one of them. A flag that requires a mode must also conflict with the other modes, because
 /// clap does not require a flag that conflicts with a given one.
 fn without(mode: &str) -> impl Iterator<Item = &'static str> {

@@ -9,7 +9,7 @@ use xshell::Shell;
 use super::edk2::{Edk2, KnownBad, known_bad};
 use super::firmware::{self, AarchFirmware, Rejected};
 use super::kvm::{self, Candidate, Kvm};
-use super::local::LocalHost;
+use super::local::{LocalHost, Purpose};
 use super::qemu::Emulator;
 use super::tools;
 use crate::arch::{Accelerator, VmArchitecture};
@@ -53,8 +53,8 @@ pub struct Facts {
     pub registers_handler: Option<Vec<String>>,
     /// The requested guest.
     pub guest: Guest,
-    /// True if the programs of the test suite are needed too.
-    pub for_ci: bool,
+    /// The runs for which this machine is checked.
+    pub purpose: Purpose,
     /// True if a libvirt daemon runs the guest (`--connect`), so that this host needs no QEMU.
     pub is_on_daemon: bool,
 }
@@ -173,7 +173,7 @@ impl Facts {
                     .any(|ending| tools::find(&format!("qemu-{}{ending}", profile.machine)).is_some()),
                 registers_handler: registers_handler(arch),
                 guest,
-                for_ci: false,
+                purpose: Purpose::Run,
                 is_on_daemon: false,
             }
         })

@@ -28,8 +28,31 @@ pub enum When {
     Building,
     /// The build of an image by a user other than root needs the program, because such a build uses a user namespace.
     BuildingAsUser,
+    /// `torture` and the test suite need the program.
+    Torturing,
     /// The test suite needs the program.
     Testing,
+}
+
+/// The runs for which this machine is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A run that needs no more programs than every run.
+    Run,
+    /// A run of `torture`.
+    Torture,
+    TestSuite,
+}
+
+impl Purpose {
+    /// Returns whether these runs need a program besides those of every run and of an image build.
+    pub fn needs(self, when: When) -> bool {
+        match when {
+            When::Torturing => self != Self::Run,
+            When::Testing => self == Self::TestSuite,
+            When::Always | When::Building | When::BuildingAsUser => false,
+        }
+    }
 }
 
 /// The programs that `cargo xtask` starts. Each has its row in the table of packages and the purpose for which it is
@@ -57,11 +80,11 @@ pub const PROGRAMS: &[(&str, Need, When)] = &[
     ("sshd", Need::Sshd, When::Testing),
     ("podman", Need::Podman, When::Testing),
     ("runc", Need::Podman, When::Testing),
-    ("docker-registry", Need::Registry, When::Testing),
+    ("docker-registry", Need::Registry, When::Torturing),
     ("aarch64-linux-gnu-g++", Need::CrossCxx, When::Testing),
     ("musl-gcc", Need::Musl, When::Testing),
     ("readelf", Need::Binutils, When::Testing),
-    ("e2fsck", Need::E2fsprogs, When::Testing),
+    ("e2fsck", Need::E2fsprogs, When::Torturing),
 ];
 
 /// The possible paths of the program with which libvirt writes a machine's memory to a file. Debian, Ubuntu and Arch

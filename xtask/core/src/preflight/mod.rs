@@ -15,6 +15,7 @@ use crate::cli::{MachineArgs, PlaceArgs};
 use crate::error::Failure;
 use crate::host::facts::{Facts, Guest};
 use crate::host::local::LocalHost;
+pub use crate::host::local::Purpose;
 use crate::workspace::Workspace;
 use findings::{Finding, Severity};
 
@@ -28,8 +29,7 @@ pub struct PreflightRequest<'a> {
     /// The libvirt that runs the guest. With `--connect`, the emulator and the firmware are those of that libvirt's
     /// host, and this host needs none.
     pub place: &'a PlaceArgs,
-    /// True if the programs of the test suite are needed too.
-    pub for_ci: bool,
+    pub purpose: Purpose,
 }
 
 /// The result of a check.
@@ -50,7 +50,7 @@ impl Preflight {
     /// Returns a usage error if the requested image is not valid.
     pub fn check(workspace: &Workspace, asked: &PreflightRequest<'_>) -> Result<Self, Failure> {
         // The test suite builds images, even if they are in the cache.
-        let cache = if asked.for_ci { None } else { Cache::from_env().ok() };
+        let cache = if asked.purpose == Purpose::TestSuite { None } else { Cache::from_env().ok() };
         let guest = |arch| Guest::from_args(asked.machine, arch, cache.as_ref());
         let guests = asked.architectures.iter().map(|arch| Ok((*arch, guest(*arch)?)));
         let guests: Vec<_> = guests.collect::<Result<_, Failure>>()?;
@@ -58,9 +58,9 @@ impl Preflight {
         let facts = thread::scope(|scope| {
             let gather = |(arch, guest)| {
                 let host = host.clone();
-                let (for_ci, is_on_daemon) = (asked.for_ci, asked.place.connect.is_some());
+                let (purpose, is_on_daemon) = (asked.purpose, asked.place.connect.is_some());
                 scope.spawn(move || Facts {
-                    for_ci,
+                    purpose,
                     is_on_daemon,
                     ..Facts::gather(workspace, host, arch, guest)
                 })

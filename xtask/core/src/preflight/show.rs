@@ -67,6 +67,8 @@ impl Preflight {
                     .to_owned()
             } else if blocking.iter().any(|finding| finding.id == findings::CI_PROGRAM) {
                 "cargo xtask ci --fix".to_owned()
+            } else if blocking.iter().any(|finding| finding.id == findings::TORTURE_PROGRAM) {
+                "run the command again with --fix".to_owned()
             } else {
                 format!("cargo xtask preflight{arch} --fix")
             },

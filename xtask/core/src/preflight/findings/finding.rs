@@ -9,6 +9,9 @@ use crate::host::packages::Need;
 /// The id of the finding about a missing program that only the test suite needs.
 pub const CI_PROGRAM: &str = "ci-program";
 
+/// The id of the finding about a missing program that `torture` needs besides the programs of every run.
+pub const TORTURE_PROGRAM: &str = "torture-program";
+
 /// The severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]

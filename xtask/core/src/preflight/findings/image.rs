@@ -1,9 +1,9 @@
 //! The findings about the programs that every run needs, and, if an image may have to be built, about the requirements
 //! of this build.
 
-use super::finding::{CI_PROGRAM, Finding, Remedy};
+use super::finding::{CI_PROGRAM, Finding, Remedy, TORTURE_PROGRAM};
 use crate::host::facts::{Built, Facts};
-use crate::host::local::{DEBIAN_KEYRING, When};
+use crate::host::local::{DEBIAN_KEYRING, Purpose, When};
 use crate::host::packages::Need;
 use crate::image::choice::Choice;
 
@@ -12,19 +12,22 @@ pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
     let missing = |needed: fn(When, bool) -> bool| {
         host.missing_programs.iter().filter(move |(_, _, when)| needed(*when, host.root))
     };
+    let of_purpose = || host.missing_programs.iter().filter(|(_, _, when)| facts.purpose.needs(*when));
     let block = |(program, need, _): &(&str, Need, When)| {
         let (sentence, evidence) =
             (format!("{program} is missing"), "not on PATH nor in the system directories");
         Finding::blocks("program", sentence, evidence, Remedy::Install(*need, facts.arch))
     };
     findings.extend(missing(|when, _| when == When::Always).map(block));
-    if facts.for_ci {
-        // These programs do not depend on the architecture of the guest.
-        findings.extend(missing(|when, _| when == When::Testing).map(|(program, need, _)| {
-            let sentence = format!("{program} is missing; the test suite starts it");
-            Finding::blocks(CI_PROGRAM, sentence, "not on PATH", Remedy::Install(*need, facts.arch))
-        }));
-    }
+    let (id, user) = match facts.purpose {
+        Purpose::Torture => (TORTURE_PROGRAM, "torture"),
+        Purpose::Run | Purpose::TestSuite => (CI_PROGRAM, "the test suite"),
+    };
+    // These programs do not depend on the architecture of the guest.
+    findings.extend(of_purpose().map(|(program, need, _)| {
+        let sentence = format!("{program} is missing; {user} starts it");
+        Finding::blocks(id, sentence, "not on PATH", Remedy::Install(*need, facts.arch))
+    }));
     let to_build = |when: When, root: bool| when == When::Building || when == When::BuildingAsUser && !root;
     let has_no_package = |(_, need, _): &&(&str, Need, When)| {
         host.package_manager.is_none_or(|manager| manager.packages(*need, facts.arch).is_empty())

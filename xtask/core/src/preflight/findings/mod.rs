@@ -12,7 +12,7 @@ mod virtualisation;
 
 use crate::error::shortage;
 use crate::host::facts::Facts;
-pub use finding::{CI_PROGRAM, Finding, Remedy, Severity};
+pub use finding::{CI_PROGRAM, Finding, Remedy, Severity, TORTURE_PROGRAM};
 pub(crate) use room::{MEMORY_BESIDE, MIB};
 
 /// Returns all findings about a machine.

@@ -12,7 +12,7 @@ use crate::host::edk2::Edk2;
 use crate::host::facts::{Built, Guest, Linking};
 use crate::host::firmware::{AarchFirmware, Rejected, Why};
 use crate::host::kvm::Kvm;
-use crate::host::local::{LocalHost, When};
+use crate::host::local::{LocalHost, Purpose, When};
 use crate::host::memory::Memory;
 use crate::host::network::LoopbackServices;
 use crate::host::packages::{Need, PackageManager};
@@ -42,7 +42,7 @@ pub(crate) fn sound() -> Facts {
             ["/usr/sbin/update-binfmts", "--enable", "qemu-aarch64"].map(str::to_owned).to_vec(),
         ),
         guest: Guest::from_args(&MachineArgs::default(), VmArchitecture::Aarch64, None).unwrap(),
-        for_ci: false,
+        purpose: Purpose::Run,
         is_on_daemon: false,
     }
 }
@@ -359,14 +359,14 @@ fn what_is_in_the_cache_is_neither_built_nor_downloaded() {
 
 #[test]
 fn what_the_test_suite_lacks_is_installed_by_name() {
-    let lacking = |for_ci| {
+    let lacking = |purpose| {
         let mut facts = sound();
-        facts.for_ci = for_ci;
+        facts.purpose = purpose;
         facts.host.missing_programs = vec![("libvirtd", Need::LibvirtDaemon, When::Testing)];
         crate::preflight::Preflight::evaluate(vec![facts])
     };
-    assert_eq!(lacking(false).findings, []);
-    let preflight = lacking(true);
+    assert_eq!((lacking(Purpose::Run).findings, lacking(Purpose::Torture).findings), (vec![], vec![]));
+    let preflight = lacking(Purpose::TestSuite);
     let found: Vec<_> = preflight.findings.iter().map(|finding| (finding.id, finding.severity)).collect();
     assert_eq!(found, [(CI_PROGRAM, Severity::Blocks)]);
     let commands = crate::preflight::fix::plan(&preflight);
@@ -376,4 +376,25 @@ fn what_the_test_suite_lacks_is_installed_by_name() {
     );
     let error = preflight.verdict().unwrap_err();
     assert_eq!(crate::error::hint(&error), Some("cargo xtask ci --fix"));
+}
+
+#[test]
+fn what_torture_lacks_blocks_torture_and_the_test_suite() {
+    let lacking = |purpose| {
+        let mut facts = sound();
+        facts.purpose = purpose;
+        facts.host.missing_programs = vec![("docker-registry", Need::Registry, When::Torturing)];
+        crate::preflight::Preflight::evaluate(vec![facts])
+    };
+    assert_eq!(lacking(Purpose::Run).findings, []);
+    for (purpose, id, hint) in [
+        (Purpose::Torture, TORTURE_PROGRAM, "run the command again with --fix"),
+        (Purpose::TestSuite, CI_PROGRAM, "cargo xtask ci --fix"),
+    ] {
+        let preflight = lacking(purpose);
+        assert_eq!(preflight.findings.iter().map(|finding| finding.id).collect::<Vec<_>>(), [id]);
+        assert!(crate::preflight::fix::plan(&preflight)[1].join(" ").ends_with(" docker-registry"));
+        let error = preflight.verdict().unwrap_err();
+        assert_eq!((crate::error::code(&error), crate::error::hint(&error)), (69, Some(hint)));
+    }
 }

@@ -14,7 +14,7 @@ use xtask_core::limits;
 use xtask_core::machine::seed::{PayloadTime, Seed, marker};
 use xtask_core::machine::{GUEST_MAC, RunFiles};
 use xtask_core::plan::Plan;
-use xtask_core::preflight::{Preflight, PreflightRequest};
+use xtask_core::preflight::{Preflight, PreflightRequest, Purpose};
 use xtask_core::report::PhaseStatus;
 use xtask_core::runs::RunDir;
 use xtask_core::snapshot::neutral_seed;
@@ -38,7 +38,7 @@ impl Bench<'_> {
             architectures: &[self.args.arch],
             machine: &machine,
             place: &PlaceArgs::default(),
-            for_ci: false,
+            purpose: Purpose::Run,
         };
         let preflight = Preflight::check(self.workspace, &asked)?;
         preflight.verdict()?;

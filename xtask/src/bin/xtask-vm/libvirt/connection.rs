@@ -7,10 +7,10 @@ use std::time::Instant;
 use anyhow::Result;
 use xtask_core::libvirt_uri::ConnectUri;
 use xtask_core::limits;
-use xtask_core::preflight::PreflightRequest;
 use xtask_core::preflight::findings::Finding;
 use xtask_core::preflight::remote::refusal::Refusal;
 use xtask_core::preflight::remote::{ConnectionFacts, evaluate};
+use xtask_core::preflight::{PreflightRequest, Purpose};
 use xtask_jobs::Ui;
 
 use super::reaper::{children, end_children_since};
@@ -45,7 +45,7 @@ fn gather(uri: &ConnectUri, asked: &PreflightRequest<'_>, ui: &Ui) -> Result<Con
             architectures: &architectures,
             machine: &machine,
             place: &place,
-            for_ci: false,
+            purpose: Purpose::Run,
         };
         remote::gather(&name, &asked, &asks)
     });

@@ -9,7 +9,7 @@ use anyhow::Result;
 use xtask_core::cli::{PreflightArgs, Verbosity};
 use xtask_core::error::Failure;
 use xtask_core::preflight::show::{architectures, present};
-use xtask_core::preflight::{Preflight, PreflightRequest};
+use xtask_core::preflight::{Preflight, PreflightRequest, Purpose};
 use xtask_core::workspace::Workspace;
 
 use xtask_jobs::Ui;
@@ -24,7 +24,7 @@ pub(crate) fn run(workspace: &Workspace, args: &PreflightArgs, verbosity: Verbos
         architectures: &architectures,
         machine: &args.machine,
         place: args.place_of_facts(),
-        for_ci: false,
+        purpose: Purpose::Run,
     };
     let mut preflight = Preflight::check(workspace, &asked)?;
     // A rehearsal needs, for example, an emulator, so it takes place only if no finding blocks. The findings are shown

@@ -8,9 +8,9 @@ use xtask_core::cli::{PlaceArgs, SmokeArgs};
 use xtask_core::error::Failure;
 use xtask_core::host::memory;
 use xtask_core::libvirt_uri::ConnectUri;
-use xtask_core::preflight::PreflightRequest;
 use xtask_core::preflight::findings::{Finding, Severity};
 use xtask_core::preflight::remote::ConnectionFacts;
+use xtask_core::preflight::{PreflightRequest, Purpose};
 use xtask_core::spread::capacity;
 use xtask_jobs::Ui;
 
@@ -46,7 +46,7 @@ pub(super) fn check(args: &SmokeArgs, ui: &Ui) -> Result<Vec<Host>> {
         // A fault of the requested network blocks, as it does in the smoke.
         let place = PlaceArgs { network: Some(place.network()), ..place };
         let (architectures, machine) = (args.repeated.arches.as_slice(), &args.machine);
-        let asked = PreflightRequest { architectures, machine, place: &place, for_ci: false };
+        let asked = PreflightRequest { architectures, machine, place: &place, purpose: Purpose::Run };
         let (facts, findings) = connection::check(&uri, &asked, ui)?;
         for finding in findings {
             match finding.severity {

@@ -8,7 +8,7 @@ use xtask_core::host::tools;
 use xtask_core::libvirt_uri::ConnectUri;
 use xtask_core::plan::Plan;
 use xtask_core::preflight::remote::ConnectionOffer;
-use xtask_core::preflight::{Preflight, PreflightRequest};
+use xtask_core::preflight::{Preflight, PreflightRequest, Purpose};
 use xtask_core::report::{DaemonReport, Phase};
 
 use super::options::RunOptions;
@@ -33,8 +33,9 @@ struct HostFacts {
 }
 
 fn preflight(run: &Run<'_>) -> Result<((HostFacts, Plan), String)> {
-    let RunOptions { arch, machine, place, timeout_scale, fsck, .. } = run.options;
-    let asked = PreflightRequest { architectures: &[arch], machine, place, for_ci: false };
+    let RunOptions { arch, machine, place, timeout_scale, fsck, records, .. } = run.options;
+    let purpose = if records { Purpose::Torture } else { Purpose::Run };
+    let asked = PreflightRequest { architectures: &[arch], machine, place, purpose };
     let mut preflight = Preflight::check(run.workspace, &asked)?;
     preflight.verdict()?;
     let offer =

@@ -10,7 +10,7 @@ use crate::preflight::{Preflight, fix};
 fn bare(arch: VmArchitecture, linker: Result<Linking, Unfit>) -> Facts {
     let mut facts = sound();
     facts.arch = arch;
-    facts.for_ci = true;
+    facts.purpose = Purpose::TestSuite;
     (facts.emulator, facts.firmware) = (None, Err(Vec::new()));
     (facts.runs_guest_programs, facts.user_emulator) = (false, false);
     facts.linker = linker;

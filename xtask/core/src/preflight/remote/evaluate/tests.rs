@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::cli::PlaceArgs;
+use crate::host::local::Purpose;
 use crate::preflight::findings::{Remedy, Severity};
 use crate::preflight::remote::{Network, Node, Pool, capabilities};
 
@@ -33,7 +34,10 @@ fn answer(arch: VmArchitecture, xml: &str) -> (VmArchitecture, Result<DomainOffe
 fn findings(uri: &str, offer: ConnectionOffer, machine: &MachineArgs) -> Vec<Finding> {
     let facts = ConnectionFacts { uri: uri.parse().unwrap(), answer: Ok(offer) };
     let place = &PlaceArgs::default();
-    evaluate(&facts, &PreflightRequest { architectures: &VmArchitecture::ALL, machine, place, for_ci: false })
+    evaluate(
+        &facts,
+        &PreflightRequest { architectures: &VmArchitecture::ALL, machine, place, purpose: Purpose::Run },
+    )
 }
 
 /// Returns the findings about [`sound`] after a change. The findings that [`sound`] has without the change are left
@@ -220,7 +224,8 @@ fn a_network_that_is_requested_must_be_there() {
         let facts = ConnectionFacts { uri: URI.parse().unwrap(), answer: Ok(offer) };
         let place = &PlaceArgs { network: network.map(|name| name.parse().unwrap()), ..PlaceArgs::default() };
         let machine = &MachineArgs::default();
-        let asked = PreflightRequest { architectures: &VmArchitecture::ALL, machine, place, for_ci: false };
+        let asked =
+            PreflightRequest { architectures: &VmArchitecture::ALL, machine, place, purpose: Purpose::Run };
         let found =
             evaluate(&facts, &asked).into_iter().find(|finding| finding.id.starts_with("connect-network"));
         found.map(|finding| (finding.severity, finding.sentence.replace(&format!("{URI}: "), "")))
