@@ -26,6 +26,9 @@ const LAYOUT: &str = "docker/registry/v2";
 /// The part of the registry's log before the address on which it listens.
 const LISTENING: &str = "listening on 127.0.0.1:";
 
+/// The number of lines at the end of the log among which this line is looked for.
+const LINES: usize = 30;
+
 /// An image, as a registry stores it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegistryImage {
@@ -61,7 +64,8 @@ impl Registry {
     /// Returns a failure of the host if the program is missing, ends, or does not listen in time.
     pub fn start(work: &Path, port: Option<u16>, ui: &Ui) -> Result<Self> {
         Self::started(work, port, ui).map_err(|error| {
-            let hint = "see the causes: the port may belong to another process. Nothing is known about the agent";
+            let hint =
+                "see the causes: the port may belong to another process. Nothing is known about the agent";
             host_fault(error, "start the registry on this host", hint)
         })
     }
@@ -188,7 +192,7 @@ fn wait_for_port(child: &Child, log: &Path, ui: &Ui) -> Result<u16> {
     let output = || last_lines(log, 5).join(" | ");
     loop {
         ui.check()?;
-        if let Some(port) = last_lines(log, 5).iter().rev().find_map(|line| port_in(line)) {
+        if let Some(port) = last_lines(log, LINES).iter().rev().find_map(|line| port_in(line)) {
             return Ok(port);
         }
         if let Some(status) = child.ended()? {

@@ -55,16 +55,7 @@ const PAGES_TEST: &[&str] =
 type Kind<'a> = (String, u32, Box<dyn Fn(u32) -> Result<String> + 'a>);
 
 pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
-    let machines = [
-        args.smokes,
-        args.pairs,
-        args.power_cuts,
-        args.kills,
-        args.sabotages,
-        args.disturbances,
-        args.episodes,
-    ];
-    if machines.iter().any(|rounds| *rounds > 0) {
+    if needs_cache(args) {
         alone()?;
     }
     // The long tests are ignored by `ci`.
@@ -119,6 +110,12 @@ pub(super) fn run(workspace: &Workspace, args: &SoakArgs) -> Result<()> {
     }
     summary.iter().try_for_each(print)?;
     if failed == 0 { Ok(()) } else { Err(Failure::reported(1).into()) }
+}
+
+/// Returns whether a round makes machines in the cache, and then looks for leftovers.
+fn needs_cache(args: &SoakArgs) -> bool {
+    let SoakArgs { smokes, pairs, power_cuts, kills, sabotages, disturbances, episodes, .. } = args;
+    [smokes, pairs, power_cuts, kills, sabotages, disturbances, episodes].iter().any(|rounds| **rounds > 0)
 }
 
 /// Returns an error if the cache has instances (machines that were kept) or leftovers. A soak deletes snapshots, and

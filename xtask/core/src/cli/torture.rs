@@ -99,9 +99,16 @@ pub struct TortureArgs {
 }
 
 impl TortureArgs {
+    /// Returns whether the faults of a running device are caused. Otherwise, crash states are judged.
+    pub fn causes_faults(&self) -> bool {
+        self.faults.is_some() || self.schedule.is_some()
+    }
+
     /// Returns whether a machine runs, which needs a registry of images. Without `--boot`, a kept state is only judged.
     pub fn boots_machines(&self) -> bool {
         self.state.is_none() || self.boot
+    }
+}
 
 /// Returns [`MODES`] without one of them. A flag that requires a mode must also conflict with the other modes, because
 /// clap does not require a flag that conflicts with a given one.

@@ -7,7 +7,7 @@
 # - reconnects-without-pause: while the broker accepts no login, the proxy connects again and again.
 # - trusts-clock: nothing is sent while the clock shows an earlier time than ever before.
 # - forgets-on-full-disk: while the disk is full, the agent gets no changes of the desired state.
-# - deaf-after-restart: only the first connection in a boot may watch the desired state.
+# - deaf-after-restart: once the broker was away, the agent may no longer watch the desired state.
 import os
 import re
 import socket
@@ -32,6 +32,8 @@ WITH_PAYLOAD = re.compile(rb"H?PUB ", re.IGNORECASE)
 # The number of connections of the agent so far, and the latest time that the clock has shown.
 connections, latest = 0, 0.0
 ONE_CONNECTION = threading.Lock()
+# The time at which the broker has sent something, and whether it was away in this boot.
+heard, was_away = 0.0, False
 CONTEXT = ssl.create_default_context(cafile="/var/lib/sabotage/ca.pem")
 
 
@@ -39,6 +41,8 @@ def connect():
     """Returns a TLS connection to the broker, and the line that the broker sends before TLS, without its demand for TLS."""
     plain = socket.create_connection(BROKER)
     line = plain.recv(65536).replace(b'"tls_required":true', b'"tls_required":false')
+    if not line:
+        raise ConnectionResetError
     return CONTEXT.wrap_socket(plain, server_hostname=BROKER[0]), line
 
 
@@ -57,6 +61,22 @@ def messages(broker):
         yield line + payload, words[1] if payload else b""
 
 
+def note_heard():
+    global heard
+    heard = time.monotonic()
+
+
+def is_silent(broker):
+    """Asks the broker for a sign of life."""
+    before = heard
+    broker.sendall(b"PING\r\n")
+    for _ in range(50):
+        if heard > before:
+            return False
+        time.sleep(0.1)
+    return True
+
+
 def from_broker(broker, first, agent):
     try:
         agent.sendall(first)
@@ -66,6 +86,7 @@ def from_broker(broker, first, agent):
                     agent.sendall(message)
         else:
             while data := broker.recv(65536):
+                note_heard()
                 agent.sendall(data)
         agent.shutdown(socket.SHUT_RDWR)
     except OSError:
@@ -80,7 +101,7 @@ def wait_for_clock():
     latest = max(latest, time.time())
 
 
-def from_agent(agent, broker, number):
+def from_agent(agent, broker):
     stream = agent.makefile("rb")
     while line := stream.readline():
         payload = b""
@@ -96,7 +117,7 @@ def from_agent(agent, broker, number):
         if FAULT == "waits-half-open" and line.strip().upper() == b"PING":
             agent.sendall(b"PONG\r\n")
             continue
-        if FAULT == "deaf-after-restart" and number > 1 and b"CONSUMER.CREATE" in line:
+        if FAULT == "deaf-after-restart" and was_away and b"CONSUMER.CREATE" in line:
             continue
         if FAULT == "trusts-clock":
             wait_for_clock()
@@ -115,15 +136,19 @@ def storm():
 
 def joined(agent):
     """Joins the agent with the broker until one of them closes its connection."""
-    global connections
-    broker, first = connect()
+    global connections, was_away
+    try:
+        broker, first = connect()
+    except OSError:
+        was_away = True
+        raise
     connections += 1
     answers = threading.Thread(target=from_broker, args=(broker, first, agent), daemon=True)
     answers.start()
     try:
-        from_agent(agent, broker, connections)
+        from_agent(agent, broker)
     finally:
-        if FAULT == "waits-half-open":
+        if FAULT == "waits-half-open" and is_silent(broker):
             answers.join()
         broker.shutdown(socket.SHUT_RDWR)
 

@@ -4,6 +4,7 @@
 
 pub mod durability;
 pub mod proxies;
+mod registry;
 mod sabotage;
 pub mod seed;
 pub mod volume;

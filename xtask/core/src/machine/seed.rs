@@ -6,7 +6,7 @@
 use serde_json::json;
 
 use super::proxies::Proxies;
-use super::{PAYLOAD_DEVICE, durability, sabotage};
+use super::{PAYLOAD_DEVICE, durability, registry, sabotage};
 use crate::cli::{AgentFault, DurabilityFault, Sabotage};
 
 /// The volume label of the seed (cloud-init, NoCloud).
@@ -233,9 +233,10 @@ pub enum PlantedFault {
 
 /// Returns the script on the payload. The script runs the agent's own installer in the guest and prints the outcome on
 /// the console. For a machine without the agent, the script instead adds the lines `apt_sources` to apt's sources. The
-/// script installs the keys of the run in both cases.
+/// script installs the keys of the run in both cases. `registries` is podman's configuration for a registry of the run.
 pub fn provision_script(
     fault: Option<PlantedFault>,
+    registries: Option<&str>,
     restored: Option<Restored<'_>>,
     apt_sources: Option<&[String]>,
 ) -> String {
@@ -245,6 +246,7 @@ pub fn provision_script(
         Some(PlantedFault::Durability(fault)) => (durability::script(fault), String::new()),
         Some(PlantedFault::Agent(fault)) => (sabotage::of_agent(fault), String::new()),
     };
+    let before = registries.map(registry::trust).unwrap_or_default() + &before;
     // A restored machine gets the keys of this run even if the installation fails, so that a user can still log in.
     let keys = restored.map_or_else(|| "true".to_owned(), |restored| restored.keys());
     let began = if restored.is_some() { "\nread -r began _ < /proc/uptime" } else { "" };
@@ -352,9 +354,10 @@ mod tests {
         for (name, content) in seed(None).files() {
             crate::golden::compare(&format!("seed-{name}"), content);
         }
-        crate::golden::compare("seed-provision.sh", provision_script(None, None, None));
+        let script = |restored, sources| provision_script(None, None, restored, sources);
+        crate::golden::compare("seed-provision.sh", script(None, None));
         let restored = Restored { login_user: "ubuntu", now: 1_800_000_000 };
-        crate::golden::compare("seed-provision-restored.sh", provision_script(None, Some(restored), None));
+        crate::golden::compare("seed-provision-restored.sh", script(Some(restored), None));
         let awaited = Seed { payload: PayloadTime::Awaited, ..seed(None) };
         let [(_, user_data), ..] = awaited.files();
         crate::golden::compare("seed-user-data-awaited", user_data);
@@ -362,7 +365,7 @@ mod tests {
         let [(_, user_data), ..] = Seed { proxies: &proxies, ..seed(None) }.files();
         crate::golden::compare("seed-user-data-proxies", user_data);
         let sources = ["deb http://mirror/debian it's main".to_owned()];
-        crate::golden::compare("seed-provision-bare.sh", provision_script(None, None, Some(&sources)));
+        crate::golden::compare("seed-provision-bare.sh", script(None, Some(&sources)));
         assert!(!await_payload().contains("${"), "systemd-run would expand it");
         assert!(SAY.contains(MARKER_PORT) && ROOT_SERVICE[1].1.contains(ROOT_PORT));
     }
@@ -373,14 +376,27 @@ mod tests {
         let smoke = |fault| Some(PlantedFault::Smoke(fault));
         assert!(!user_data(None).contains("sysrq"));
         assert!(user_data(Some(Sabotage::KernelPanic)).contains("sysrq"));
-        assert!(!provision_script(None, None, None).contains("systemctl disable"));
-        assert!(provision_script(smoke(Sabotage::UnitNotEnabled), None, None).contains("systemctl disable"));
-        assert!(provision_script(smoke(Sabotage::StaleBootId), None, None).contains("sabotage/boot_id"));
+        let script = |fault| provision_script(fault, None, None, None);
+        assert!(!script(None).contains("systemctl disable"));
+        assert!(script(smoke(Sabotage::UnitNotEnabled)).contains("systemctl disable"));
+        assert!(script(smoke(Sabotage::StaleBootId)).contains("sabotage/boot_id"));
         let faults = [Sabotage::LosesState, Sabotage::WaitsForBus, Sabotage::IgnoresDeletes];
         for (fault, words) in
             faults.into_iter().zip(["rm -f /var/lib/iot-agent/state", "/dev/tcp/", "ignore_deletes.py"])
         {
-            assert!(provision_script(smoke(fault), None, None).contains(words), "{fault:?}");
+            assert!(script(smoke(fault)).contains(words), "{fault:?}");
         }
+    }
+
+    #[test]
+    fn podman_trusts_a_registry_of_the_run_before_the_agent_is_installed() {
+        let fault = Some(PlantedFault::Durability(DurabilityFault::PullWithoutSync));
+        let registries = "[[registry]]\nlocation = \"10.0.2.2:5000\"\n";
+        let script = provision_script(fault, Some(registries), None, None);
+        assert!(script.contains("systemctl --user stop iot-podman.service"));
+        let place = |words: &str| script.find(words).unwrap_or_else(|| panic!("{words}: {script}"));
+        let file = place(&format!("registries.conf.d/90-iot-xtask.conf <<'END'\n{registries}END\nsync\n"));
+        assert!(file < place("plant.conf") && place("plant.conf") < place("install.sh"));
+        assert!(!provision_script(fault, None, None, None).contains("registries"));
     }
 }

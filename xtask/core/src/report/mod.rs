@@ -47,7 +47,7 @@ pub const GUEST: &str = "guest.txt";
 pub const ARCHIVE: &str = "failure.tar.zst";
 
 /// The names of the files that a run writes into its directory or into that of `--report`.
-pub const FILES: [&str; 12] = [
+pub const FILES: [&str; 13] = [
     REPORT,
     HTML,
     JUNIT,
@@ -56,6 +56,7 @@ pub const FILES: [&str; 12] = [
     JOURNAL,
     GUEST,
     "nats.log",
+    "registry.log",
     "qemu.log",
     "domain.xml",
     "qmp.json",

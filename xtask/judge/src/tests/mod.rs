@@ -1,6 +1,7 @@
 //! An honest disk, as a directory and as a real file system.
 
 mod legal;
+mod pulled;
 mod sabotages;
 
 use std::cell::Cell;

@@ -27,7 +27,9 @@ fn only_the_workload_with_small_pages_is_refused() {
         let cache = Cache::at(&scratch.cache());
         let (program, compiled) = source.executable(&workspace, &cache, VmArchitecture::Aarch64).unwrap();
         let path = scratch.path().join("workload.tar");
-        std::fs::write(&path, archive::oci("localhost/w:1", "arm64", &program).unwrap()).unwrap();
+        let layer = [(archive::PROGRAM.to_owned(), 0o755, program.as_slice())];
+        let packed = archive::Packed::new("arm64", &[&layer]).unwrap();
+        std::fs::write(&path, packed.archive("localhost/w:1").unwrap()).unwrap();
         let output = inspect(&scratch, &[&path], &["--device", "pi5", "--json"]);
         assert_eq!(output.status.code(), Some(code), "{}", message(&output));
         // The image has no C library, so its static program is warned of name service modules.

@@ -57,6 +57,8 @@ pub(crate) struct PayloadDisk<'a> {
     pub(crate) sabotage: Option<Sabotage>,
     /// The fault of `torture` to plant, if any, with the library that it needs.
     pub(crate) plant: Option<&'a Plant>,
+    /// Podman's configuration for the registry of the run, if it has one.
+    pub(crate) registries: Option<&'a str>,
     /// For a machine that is restored from a snapshot: the size of its payload disk in bytes, the values that the run
     /// sets in the machine, and the run's keys.
     pub(crate) restored: Option<(u64, Restored<'a>, &'a Keys)>,
@@ -107,13 +109,13 @@ pub(crate) fn make_payload(
     work: &Path,
     ui: &Ui,
 ) -> Result<()> {
-    let PayloadDisk { subject, apt_sources, config, ca, sabotage, plant, restored } = *payload;
+    let PayloadDisk { subject, apt_sources, config, ca, sabotage, plant, registries, restored } = *payload;
     let mut files: Vec<(String, Vec<u8>)> = Vec::new();
     let mut add = |name: &str, content: &[u8]| files.push((name.to_owned(), content.to_owned()));
     let apt_sources = subject.is_none().then_some(apt_sources);
     let fault = plant.map(|plant| plant.fault).or(sabotage.map(PlantedFault::Smoke));
     let of_run = restored.map(|(_, restored, _)| restored);
-    add("provision.sh", seed::provision_script(fault, of_run, apt_sources).as_bytes());
+    add("provision.sh", seed::provision_script(fault, registries, of_run, apt_sources).as_bytes());
     for (name, content) in plant.map_or(&[][..], |plant| &plant.files) {
         add(name, content);
     }
@@ -205,6 +207,7 @@ mod tests {
                 ca: "",
                 sabotage: None,
                 plant: Some(&plant),
+                registries: Some("insecure = true\n"),
                 restored: None,
             };
             make_payload(&disk, &workspace, &payload, &work, &ui).unwrap();
@@ -214,6 +217,7 @@ mod tests {
             };
             let script = String::from_utf8(read("provision.sh")).unwrap();
             assert!(script.contains("iot-agent.service.d/plant.conf"), "{fault:?}: {script}");
+            assert!(script.contains("<<'END'\ninsecure = true\nEND\n"), "{script}");
             let library = read(durability::LIBRARY_FILE);
             assert_eq!(library.starts_with(b"\x7fELF"), durability::needs_library(kind), "{fault:?}");
             std::fs::remove_dir_all(work.join("payload")).unwrap();

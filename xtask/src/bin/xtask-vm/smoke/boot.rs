@@ -67,8 +67,9 @@ fn start(
     files.backing = vec![image.disk.clone()];
     let seed = Seed { sabotage, payload: PayloadTime::AtFirstBoot, ..neutral_seed(plan) };
     media::make_seed(&files.seed, &prepared.parts.keys.seed(run.dir.id(), &seed), &work, &run.ui)?;
-    let broker = &prepared.parts.broker;
-    let (config, ca) = (broker.agent_config(HOST_FROM_GUEST), broker.ca());
+    let access = prepared.parts.access();
+    let (config, ca) = (access.broker.agent_config(HOST_FROM_GUEST), access.broker.ca());
+    let registries = access.registries();
     let apt_sources = apt_sources(plan, subject, &run.ui)?;
     let plant = run.plant(plan)?;
     let disk = media::PayloadDisk {
@@ -78,6 +79,7 @@ fn start(
         ca,
         sabotage,
         plant: plant.as_ref(),
+        registries: registries.as_deref(),
         restored: None,
     };
     media::make_payload(&files.payload, run.workspace, &disk, &work, &run.ui)?;

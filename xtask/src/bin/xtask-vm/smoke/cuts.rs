@@ -139,7 +139,8 @@ impl PowerCuts {
 
 /// Checks the agent's container storage as its user. Returns the number of images as text.
 pub(super) fn check_storage(vm: &mut RunningVm) -> Result<String> {
-    let output = vm.run_as_root(CHECK_STORAGE, vm.plan.limits.journal())?;
+    // `torture` has two images, each of which is mounted.
+    let output = vm.run_as_root(CHECK_STORAGE, 2 * vm.plan.limits.journal())?;
     Ok(sound(&output)?.to_owned())
 }
 

@@ -124,6 +124,7 @@ impl Begun {
             ca,
             sabotage,
             plant: plant.as_ref(),
+            registries: None,
             restored: None,
         };
         media::make_payload(&payload_file, run.workspace, &disk, &on_daemon.work, &run.ui)?;

@@ -88,11 +88,11 @@ impl<'a> From<&'a TortureArgs> for RunOptions<'a> {
             sabotage: None,
             plant: args.plant,
             agent_fault: args.sabotage,
-            has_line: args.crash_states.is_none() && args.state.is_none(),
+            has_line: args.causes_faults(),
             disturb: None,
             observe: None,
             report: args.report.as_deref(),
-            records: args.crash_states.is_some() || args.state.is_some(),
+            records: args.crash_states.is_some(),
             is_instance: false,
         }
     }

@@ -11,9 +11,9 @@ use xtask_core::fs::write_private;
 use xtask_core::host::tools;
 use xtask_core::image::Image;
 use xtask_core::limits;
-use xtask_core::machine::RunFiles;
+use xtask_core::machine::{HOST_FROM_GUEST, RunFiles};
 use xtask_core::plan::Plan;
-use xtask_fleet::Broker;
+use xtask_fleet::{Broker, Registry};
 use xtask_images::Base;
 use xtask_jobs::mirror::guest_sources;
 use xtask_jobs::{Ui, child};
@@ -34,6 +34,8 @@ pub(super) struct Parts {
     ui: Ui,
     deadline: Deadline,
     pub(super) broker: Broker,
+    /// The registry of a run that records the writes; `None` in other runs.
+    registry: Option<Registry>,
     pub(super) keys: Keys,
     /// See [`RunningVm::canary`].
     canary: Option<TcpListener>,
@@ -41,20 +43,33 @@ pub(super) struct Parts {
 
 impl Parts {
     pub(super) fn make(run: &Run<'_>, plan: &Plan) -> Result<Self> {
-        let mut broker = Broker::start(&run.dir.work(), &run.device_id(), run.options.sabotage, &run.ui)?;
+        let work = run.dir.work();
+        let mut broker = Broker::start(&work, &run.device_id(), run.options.sabotage, &run.ui)?;
         if run.options.has_line {
             broker.open_line()?;
         }
-        Self::with_broker(run, plan, broker)
+        let has_registry = run.options.records || run.options.has_line;
+        let registry = has_registry.then(|| Registry::start(&work, None, &run.ui)).transpose()?;
+        Self::with_servers(run, plan, broker, registry)
     }
 
-    pub(super) fn with_broker(run: &Run<'_>, plan: &Plan, broker: Broker) -> Result<Self> {
+    pub(super) fn with_servers(
+        run: &Run<'_>,
+        plan: &Plan,
+        broker: Broker,
+        registry: Option<Registry>,
+    ) -> Result<Self> {
         let work = run.dir.work();
         run.hide(broker.secrets());
         run.hide(plan.proxies.secrets());
         let keys = Keys::make(&work, &plan.image.login_user, &run.ui)?;
         run.hide(keys.secrets()?.iter().map(String::as_str));
-        Ok(Self { ui: run.ui.clone(), deadline: run.times.deadline(), broker, keys, canary: None })
+        Ok(Self { ui: run.ui.clone(), deadline: run.times.deadline(), broker, registry, keys, canary: None })
+    }
+
+    /// Returns the values with which a guest reaches the servers of the run, and is reached.
+    pub(super) fn access(&self) -> Access<'_> {
+        Access { keys: &self.keys, broker: &self.broker, registry: self.registry.as_ref() }
     }
 
     /// Returns the machine that `target` runs.
@@ -65,7 +80,7 @@ impl Parts {
         target: Target,
         libvirt_version: String,
     ) -> RunningVm {
-        let Self { ui, deadline, broker, keys, canary } = self;
+        let Self { ui, deadline, broker, registry, keys, canary } = self;
         let console = Console::new(&files.console_log).with_markers(&files.markers_log);
         let mut root = RootPort::new(&files.root_socket);
         root.connect();
@@ -81,6 +96,7 @@ impl Parts {
             console,
             root,
             broker,
+            registry,
             canary,
             deadline,
             expected_boots: None,
@@ -90,6 +106,22 @@ impl Parts {
             emptied: None,
             events: Vec::new(),
         }
+    }
+}
+
+/// The keys of a guest, and the servers of the run.
+#[derive(Clone, Copy)]
+pub(super) struct Access<'a> {
+    pub(super) keys: &'a Keys,
+    pub(super) broker: &'a Broker,
+    pub(super) registry: Option<&'a Registry>,
+}
+
+impl Access<'_> {
+    /// Returns podman's configuration for the registry of the run, if it has one. Only a guest of the embedded driver
+    /// reaches the registry.
+    pub(super) fn registries(self) -> Option<String> {
+        self.registry.map(|registry| registry.podman_configuration(HOST_FROM_GUEST))
     }
 }
 
@@ -123,7 +155,7 @@ impl Prepared {
     /// Returns the network services that the guest reaches in the first boot of an image. If the image was not built
     /// from packages, the guest installs the packages that the agent needs from the internet.
     pub(super) fn reach_of_first_boot(&self, run: &Run<'_>, plan: &Plan) -> Reach {
-        match reach(run, plan, &self.parts.broker) {
+        match reach(run, plan, self.parts.access()) {
             Reach::Servers(servers) if !plan.image.is_built() => {
                 run.note_services();
                 let (own, proxies) = plan.proxies.ports();
@@ -141,14 +173,17 @@ impl Prepared {
 
 /// Returns the network services that the guest of a run reaches. A machine of `vm up` reaches the internet. It does not
 /// reach the broker, because another program may get the broker's port when the broker has ended.
-pub(super) fn reach(run: &Run<'_>, plan: &Plan, broker: &Broker) -> Reach {
+pub(super) fn reach(run: &Run<'_>, plan: &Plan, access: Access<'_>) -> Reach {
     match run.options.sabotage {
         Some(Sabotage::OpenNetwork) => Reach::Everything,
         _ if run.options.is_instance => {
             let (own, proxies) = plan.proxies.ports();
             Reach::Internet { own, proxies }
         }
-        _ => Reach::Servers(vec![broker.port()]),
+        _ => {
+            let registry = access.registry.map(Registry::port);
+            Reach::Servers([access.broker.port()].into_iter().chain(registry).collect())
+        }
     }
 }
 

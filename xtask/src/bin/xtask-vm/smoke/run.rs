@@ -13,6 +13,7 @@ use xtask_core::plan::Plan;
 use xtask_core::report::{CONSOLE, MARKERS};
 use xtask_core::runs::RunDir;
 use xtask_core::workspace::Workspace;
+use xtask_fleet::REGISTRY_LOG;
 use xtask_images::Store;
 use xtask_jobs::Ui;
 
@@ -172,13 +173,14 @@ impl<'a> Run<'a> {
         Ok(format!("; {} file system(s) of the guest checked, no damage", checked?))
     }
 
-    /// Copies the domain, QEMU's answers, and the logs of the broker and of QEMU into `directory`.
+    /// Copies the domain, QEMU's answers, and the logs of the servers and of QEMU into `directory`.
     pub(super) fn copy_evidence(&self, directory: &Path) {
         let work = self.dir.work();
         for (from, to) in [
             (work.join(XML), XML),
             (work.join(TRANSCRIPT), TRANSCRIPT),
             (work.join("nats/nats.log"), "nats.log"),
+            (work.join(REGISTRY_LOG), "registry.log"),
             (work.join("v/log/qemu/vm.log"), "qemu.log"),
             (work.join(tunnel::LOG), tunnel::LOG),
             (work.join(LIVE_XML), LIVE_XML),

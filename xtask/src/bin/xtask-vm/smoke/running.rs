@@ -1,4 +1,4 @@
-//! A running machine and its broker: the waits that watch it, the access as root, and its end.
+//! A running machine and its servers: the waits that watch it, the access as root, and its end.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -11,7 +11,7 @@ use xtask_core::machine::seed::marker;
 use xtask_core::plan::Plan;
 use xtask_core::report::{EventKind, FirmwareReport, GUEST, JOURNAL};
 use xtask_core::{bail_guest, limits};
-use xtask_fleet::{Broker, Contents, ReceivedStatus};
+use xtask_fleet::{Broker, Contents, ReceivedStatus, Registry};
 use xtask_jobs::Ui;
 
 use super::disturbance::PlannedDisturbance;
@@ -42,6 +42,8 @@ pub(crate) struct RunningVm {
     pub(super) console: Console,
     pub(super) root: RootPort,
     pub(super) broker: Broker,
+    /// The registry of a run that records the writes; `None` in other runs.
+    pub(super) registry: Option<Registry>,
     /// A port of this host's loopback that the guest must not reach. `None` if this host cannot confine QEMU.
     pub(super) canary: Option<TcpListener>,
     /// The time at which the current phase must have ended.
@@ -342,10 +344,12 @@ impl RunningVm {
         }
     }
 
-    /// Stops the machine and then the broker.
+    /// Stops the machine and then its servers.
     pub(super) fn stop(mut self) -> Result<()> {
         let destroyed = self.target.remove();
+        let stopped = self.registry.as_ref().map_or(Ok(()), Registry::stop);
         self.broker.stop()?;
+        stopped?;
         destroyed
     }
 
@@ -371,6 +375,7 @@ impl Watched for RunningVm {
 
     fn check_alive(&mut self, what: &str) -> Result<()> {
         self.broker.check()?;
+        self.registry.as_ref().map_or(Ok(()), Registry::check)?;
         let condition = self.target.condition();
         // If the machine is off, its QEMU will end in a moment, and a later check reports that.
         if matches!(condition, Condition::Running | Condition::Off) {

@@ -1,6 +1,8 @@
 //! The waits for a deployment that starts. If its container fails, the error has the container's last lines, because the
 //! agent reports only the exit code.
 
+use std::time::Instant;
+
 use anyhow::Result;
 use xtask_core::bail_guest;
 use xtask_core::error::Kind;
@@ -20,8 +22,8 @@ impl Proof<'_> {
     pub(super) fn runs(&self, vm: &mut RunningVm, deployed: Deployed, revision: u64) -> Result<()> {
         let name = deployed.name;
         let mut wanted = ExpectedDeployment::running(name, revision);
-        let limit = vm.plan.limits.convergence();
-        let deadline = vm.deadline.within(limit);
+        let deadline = vm.deadline.within(vm.plan.limits.convergence());
+        let begun = Instant::now();
         let waited = vm.wait_for_status(&format!("a status with the deployment {name} running"), |seen| {
             if wanted.check(seen)? {
                 return Ok(true);
@@ -31,7 +33,7 @@ impl Proof<'_> {
             }
             let status = wanted.describe(Some(seen));
             bail_guest!(
-                "the deployment {name} is desired at revision {revision}; {} s later the status {status}", limit.as_secs();
+                "the deployment {name} is desired at revision {revision}; {} s later the status {status}", begun.elapsed().as_secs();
                 "the agent must run each deployment that is desired, also one that was changed while the device was off"
             )
         });

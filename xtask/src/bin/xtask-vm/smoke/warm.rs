@@ -15,12 +15,11 @@ use xtask_core::machine::seed::{Restored, marker};
 use xtask_core::plan::Plan;
 use xtask_core::report::EventKind;
 use xtask_core::snapshot::{FILES, FILES_ON_DAEMON, Ingredients, Platform, SnapshotManifest, neutral_seed};
-use xtask_fleet::Broker;
 use xtask_images::ReadyImage;
 use xtask_images::snapshots::{self, Snapshot};
 
 use super::on_daemon::Begun;
-use super::prepare::{Prepared, apt_sources, not_started};
+use super::prepare::{Access, Prepared, apt_sources, not_started};
 use super::run::Run;
 use super::running::RunningVm;
 use super::target::Driver;
@@ -207,23 +206,25 @@ impl Warm<'_> {
     pub(super) fn make_payload(
         &self,
         payload: &Path,
-        (keys, broker): (&Keys, &Broker),
+        access: Access<'_>,
         address: &str,
         snapshot: &Snapshot,
     ) -> Result<()> {
         let Self { run, plan, subject, .. } = *self;
-        let (config, ca) = (broker.agent_config(address), broker.ca());
+        let (config, ca) = (access.broker.agent_config(address), access.broker.ca());
+        let registries = access.registries();
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .context("this host's clock is before 1970")?
             .as_secs();
         let restored = Restored { login_user: &plan.image.login_user, now };
-        let restored = Some((snapshot.manifest.ingredients.payload_bytes, restored, keys));
+        let restored = Some((snapshot.manifest.ingredients.payload_bytes, restored, access.keys));
         let apt_sources = apt_sources(plan, subject, &run.ui)?;
         let (config, apt_sources, sabotage) = (config.as_str(), apt_sources.as_slice(), run.options.sabotage);
         let plant = run.plant(plan)?;
-        let plant = plant.as_ref();
-        let disk = media::PayloadDisk { subject, apt_sources, config, ca, sabotage, plant, restored };
+        let (plant, registries) = (plant.as_ref(), registries.as_deref());
+        let disk =
+            media::PayloadDisk { subject, apt_sources, config, ca, sabotage, plant, registries, restored };
         media::make_payload(payload, run.workspace, &disk, &run.dir.work(), &run.ui)
     }
 
@@ -256,7 +257,7 @@ impl Warm<'_> {
         })?;
         vm.snapshot = Some(UsedSnapshot::begin(run, &snapshot, self.subject.is_some())?);
         vm.console.new_boot()?;
-        let access = (&vm.keys, &vm.broker);
+        let access = Access { keys: &vm.keys, broker: &vm.broker, registry: vm.registry.as_ref() };
         let (domain, machine) = match vm.target.driver() {
             Driver::Embedded { hypervisor, .. } => {
                 let files = self.own_files(&snapshot)?;

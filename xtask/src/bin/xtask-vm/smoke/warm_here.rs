@@ -8,21 +8,19 @@ use xtask_core::fs::{make_private_dir, write_private};
 use xtask_core::image::Format;
 use xtask_core::machine::{CONSOLE_SOCKET, HOST_FROM_GUEST, ROOT_SOCKET, RunFiles, xml};
 use xtask_core::snapshot::{DISK, NVRAM, RAM, SEED};
-use xtask_fleet::Broker;
 use xtask_images::Base;
 use xtask_images::snapshots::Snapshot;
 
-use super::prepare::{Prepared, make_overlay, make_writable_files, reach};
+use super::prepare::{Access, Prepared, make_overlay, make_writable_files, reach};
 use super::running::RunningVm;
 use super::target::Domain;
 use super::warm::Warm;
-use crate::guest::ssh::Keys;
 use crate::libvirt::{Hypervisor, Machine};
 
 impl Warm<'_> {
     pub(super) fn restored_here(&self, prepared: Prepared, snapshot: &Snapshot) -> Result<RunningVm> {
         let files = self.own_files(snapshot)?;
-        let access = (&prepared.parts.keys, &prepared.parts.broker);
+        let access = prepared.parts.access();
         let (domain, machine) = self.machine_here(&prepared.hypervisor, access, &files, snapshot)?;
         Ok(prepared.with(self.plan.clone(), files, domain, machine))
     }
@@ -44,7 +42,7 @@ impl Warm<'_> {
     pub(super) fn machine_here(
         &self,
         hypervisor: &Hypervisor,
-        access: (&Keys, &Broker),
+        access: Access<'_>,
         files: &RunFiles,
         snapshot: &Snapshot,
     ) -> Result<(Domain, Machine)> {
@@ -55,7 +53,7 @@ impl Warm<'_> {
         let base = Base { disk: snapshot.file(DISK), format: Format::Qcow2, virtual_bytes };
         make_overlay(files, &base, &run.ui)?;
         write_private(&files.nvram, fs_err::read(snapshot.file(NVRAM))?)?;
-        let mut domain = Domain::write(plan, files, &work, reach(run, plan, access.1))?;
+        let mut domain = Domain::write(plan, files, &work, reach(run, plan, access))?;
         domain.record_writes(run.write_log());
         let mut xml = domain.xml.clone();
         if run.options.sabotage == Some(Sabotage::StaleChain) {

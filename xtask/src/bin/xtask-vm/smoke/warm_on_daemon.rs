@@ -10,13 +10,12 @@ use xtask_core::fs::make_private_dir;
 use xtask_core::machine::RunFiles;
 use xtask_core::plan::Plan;
 use xtask_core::snapshot::{DISK, Platform, RAM, SEED};
-use xtask_fleet::Broker;
 use xtask_images::snapshots::Snapshot;
 
 use super::on_daemon::{Begun, OnDaemon};
+use super::prepare::Access;
 use super::running::RunningVm;
 use super::warm::Warm;
-use crate::guest::ssh::Keys;
 use crate::guest::tunnel::BROKER_IN_GUEST;
 use crate::libvirt::Machine;
 use crate::libvirt::daemon::run_domain::Layers;
@@ -46,7 +45,7 @@ impl Begun {
 impl Warm<'_> {
     pub(super) fn restored_on_daemon(&self, mut begun: Begun, snapshot: &Snapshot) -> Result<RunningVm> {
         let Begun { parts, on_daemon, files, .. } = &mut begun;
-        let restored = self.restore_on(on_daemon, (&parts.keys, &parts.broker), files, snapshot);
+        let restored = self.restore_on(on_daemon, parts.access(), files, snapshot);
         begun.with(self.plan, restored)
     }
 
@@ -54,7 +53,7 @@ impl Warm<'_> {
     pub(super) fn restore_on(
         &self,
         on_daemon: &mut OnDaemon,
-        access: (&Keys, &Broker),
+        access: Access<'_>,
         files: &mut RunFiles,
         snapshot: &Snapshot,
     ) -> Result<Machine> {

@@ -30,22 +30,23 @@ pub(super) const RETIRED: Deployed = Deployed { name: "retired", port: WORKLOAD_
 const CONTAINER_PORT: u16 = 8080;
 /// The probation of a changed deployment. Until it is over, the device has the previous container as well, so no view
 /// agrees with the desired state.
-const PROBATION_SECONDS: u32 = 5;
+pub(super) const PROBATION_SECONDS: u32 = 5;
 
-/// Returns the document of a deployment: the workload of this generation, with a port, a volume and limits.
+/// Returns the document of a deployment: the workload of this generation, with a port, a volume and limits. The image is
+/// that of the archive.
 pub(super) fn document(generation: u64, port: u16) -> Document {
-    document_with(generation, port, PROBATION_SECONDS)
+    document_with(IMAGE, generation, port, PROBATION_SECONDS)
 }
 
-/// Returns the document of a deployment like [`document`], with another probation in seconds.
-pub(super) fn document_with(generation: u64, port: u16, probation: u32) -> Document {
+/// Returns a document like [`document`], with the image of this reference and another probation in seconds.
+pub(super) fn document_with(image: &str, generation: u64, port: u16, probation: u32) -> Document {
     let container = ContainerSpec {
         env: BTreeMap::from([("GENERATION".to_owned(), generation.to_string())]),
         ports: vec![Port { host: port, container: CONTAINER_PORT, address: None, protocol: Protocol::Tcp }],
         volumes: vec![Volume { name: "data".to_owned(), mount: "/data".to_owned(), read_only: false }],
         limits: Limits { memory_mib: Some(64), processes: Some(32), ..Limits::default() },
         probation_seconds: Some(probation),
-        ..ContainerSpec::of(IMAGE)
+        ..ContainerSpec::of(image)
     };
     Document::of(Deployment::PodmanContainer(container))
 }

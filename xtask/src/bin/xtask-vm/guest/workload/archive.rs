@@ -1,5 +1,5 @@
-//! Packs a container image of one file as an OCI archive (OCI image specification 1.0: image-layout, manifest, config).
-//! The same input always gives the same bytes.
+//! Packs a container image as an OCI archive (OCI image specification 1.0: image-layout, manifest, config), or as the blobs
+//! that a registry stores. The same input always gives the same bytes.
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -11,36 +11,57 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// The path of the program in the image, without the leading slash.
 pub(crate) const PROGRAM: &str = "workload";
 
-/// Makes the archive of an image that runs `program`. `reference` is the image's name. `architecture` is in Go's names,
-/// which are the same as Debian's here.
-pub(super) fn oci(reference: &str, architecture: &str, program: &[u8]) -> Result<Vec<u8>> {
-    let layer = tar_of(&[(PROGRAM.to_owned(), 0o755, program)])?;
-    let config = json!({
-        "architecture": architecture,
-        "os": "linux",
-        "created": "1970-01-01T00:00:00Z",
-        "config": { "Entrypoint": [format!("/{PROGRAM}")] },
-        "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
-    });
-    let config = config.to_string().into_bytes();
-    let manifest = json!({
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "config": descriptor(CONFIG, &config),
-        "layers": [descriptor(LAYER, &layer)],
-    });
-    let manifest = manifest.to_string().into_bytes();
-    let mut entry = descriptor(MANIFEST, &manifest);
-    entry["annotations"] = json!({ "org.opencontainers.image.ref.name": reference });
-    let index = json!({ "schemaVersion": 2, "manifests": [entry] }).to_string();
-    let layout = json!({ "imageLayoutVersion": "1.0.0" }).to_string();
-    let blobs = [&layer, &config, &manifest].map(|blob| (blob_path(blob), 0o644, blob.as_slice()));
-    let mut files = vec![
-        ("oci-layout".to_owned(), 0o644, layout.as_bytes()),
-        ("index.json".to_owned(), 0o644, index.as_bytes()),
-    ];
-    files.extend(blobs);
-    tar_of(&files)
+/// A file of an image: its path without the leading slash, its mode and its content.
+pub(super) type ImageFile<'a> = (String, u32, &'a [u8]);
+
+/// The parts of an image.
+pub(super) struct Packed {
+    pub(super) manifest: Vec<u8>,
+    pub(super) config: Vec<u8>,
+    /// The layers in their order, the lowest first.
+    pub(super) layers: Vec<Vec<u8>>,
+}
+
+impl Packed {
+    /// Packs an image that runs [`PROGRAM`], with a layer for each of these lists of files. `architecture` is in Go's
+    /// names, which are the same as Debian's here.
+    pub(super) fn new(architecture: &str, layers: &[&[ImageFile<'_>]]) -> Result<Self> {
+        let layers = layers.iter().map(|files| tar_of(files)).collect::<Result<Vec<_>>>()?;
+        let config = json!({
+            "architecture": architecture,
+            "os": "linux",
+            "created": "1970-01-01T00:00:00Z",
+            "config": { "Entrypoint": [format!("/{PROGRAM}")] },
+            "rootfs": {
+                "type": "layers",
+                "diff_ids": layers.iter().map(|layer| digest(layer)).collect::<Vec<_>>(),
+            },
+        });
+        let config = config.to_string().into_bytes();
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": descriptor(CONFIG, &config),
+            "layers": layers.iter().map(|layer| descriptor(LAYER, layer)).collect::<Vec<_>>(),
+        });
+        Ok(Self { manifest: manifest.to_string().into_bytes(), config, layers })
+    }
+
+    /// Returns the archive in which the image has the name `reference`.
+    pub(super) fn archive(&self, reference: &str) -> Result<Vec<u8>> {
+        let Self { manifest, config, layers } = self;
+        let mut entry = descriptor(MANIFEST, manifest);
+        entry["annotations"] = json!({ "org.opencontainers.image.ref.name": reference });
+        let index = json!({ "schemaVersion": 2, "manifests": [entry] }).to_string();
+        let layout = json!({ "imageLayoutVersion": "1.0.0" }).to_string();
+        let mut files = vec![
+            ("oci-layout".to_owned(), 0o644, layout.as_bytes()),
+            ("index.json".to_owned(), 0o644, index.as_bytes()),
+        ];
+        let blobs = layers.iter().chain([config, manifest]);
+        files.extend(blobs.map(|blob| (blob_path(blob), 0o644, blob.as_slice())));
+        tar_of(&files)
+    }
 }
 
 fn digest(bytes: &[u8]) -> String {
@@ -56,7 +77,7 @@ fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
 }
 
 /// Packs files, each with name, mode and content, as a tar archive without times and users.
-fn tar_of(files: &[(String, u32, &[u8])]) -> Result<Vec<u8>> {
+fn tar_of(files: &[ImageFile<'_>]) -> Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::new());
     for (name, mode, content) in files {
         let mut header = tar::Header::new_ustar();

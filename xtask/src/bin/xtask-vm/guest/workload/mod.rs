@@ -1,5 +1,5 @@
 //! The smoke's workload as a container image: one of [`programs`], compiled for the guest, and packed by [`archive`] in a
-//! form that podman loads. No registry is involved.
+//! form that podman loads. `torture` also has the device pull an image with this program from a registry.
 
 mod archive;
 mod programs;
@@ -9,12 +9,18 @@ use xtask_core::arch::VmArchitecture;
 use xtask_core::build::standalone::Standalone;
 use xtask_core::cache::Cache;
 use xtask_core::workspace::Workspace;
+use xtask_fleet::RegistryImage;
 use xtask_inspection::check_header;
 
 pub(crate) use archive::PROGRAM;
+use archive::Packed;
 
-/// The reference of the workload's image.
+/// The reference of the image in the archive.
 pub(crate) const IMAGE: &str = "localhost/iot-workload:1";
+
+/// The path and the content of the file that only the image of the registry has. The file is in the layer below the
+/// program. Therefore the two images have no layer in common, and a loss names the layer of one of them.
+pub(crate) const PULLED_FILE: (&str, &[u8]) = ("pulled", b"This image comes from a registry.\n");
 
 /// The program and the archive of the image that runs it.
 pub(crate) struct Workload {
@@ -54,9 +60,27 @@ pub(crate) fn made(
         Program::UnsyncedVolume => programs::UNSYNCED_VOLUME,
     };
     let program = compiled(&source, workspace, cache, arch).context("compile the smoke's workload")?;
-    let archive =
-        archive::oci(IMAGE, arch.profile().debian_arch, &program).context("pack the workload's image")?;
+    let packed = Packed::new(arch.profile().debian_arch, &[&[file_of(&program)]]);
+    let archive = packed
+        .and_then(|packed| packed.archive(IMAGE))
+        .context("pack the workload's image for an archive")?;
     Ok(Workload { program, archive })
+}
+
+/// Returns the image with the workload's program that a registry has for `arch`.
+pub(crate) fn in_registry(arch: VmArchitecture, program: &[u8]) -> Result<RegistryImage> {
+    let (path, content) = PULLED_FILE;
+    let layers = [[(path.to_owned(), 0o644, content)], [file_of(program)]];
+    let Packed { manifest, config, layers } =
+        Packed::new(arch.profile().debian_arch, &[&layers[0], &layers[1]])
+            .context("pack the workload's image for a registry")?;
+    let blobs = [vec![config], layers].concat();
+    Ok(RegistryImage { repository: "iot-workload".to_owned(), tag: "1".to_owned(), manifest, blobs })
+}
+
+/// Returns the workload's program as a file of an image.
+fn file_of(program: &[u8]) -> archive::ImageFile<'_> {
+    (PROGRAM.to_owned(), 0o755, program)
 }
 
 fn compiled(
@@ -151,6 +175,38 @@ mod tests {
             podman.says(&["rm", "w"]);
         }
         podman.says(&["rmi", "--all", "--force"]);
+    }
+
+    #[test]
+    fn podman_pulls_another_image_with_the_program_from_a_registry() {
+        let directory = tempfile::tempdir().unwrap();
+        let podman = Podman { directory: tempfile::tempdir().unwrap() };
+        let host = VmArchitecture::of_host().unwrap();
+        let workspace = Workspace::find().unwrap();
+        let Workload { program, archive } =
+            made(&workspace, &Cache::at(directory.path()), host, Program::Sound).unwrap();
+        let image = in_registry(host, &program).unwrap();
+        let registry =
+            xtask_fleet::Registry::start(directory.path(), None, &xtask_jobs::Ui::quiet()).unwrap();
+        registry.add(&image).unwrap();
+        let reference = image.reference("127.0.0.1", registry.port());
+        let pulled = podman.says(&["pull", "--quiet", "--tls-verify=false", &reference]);
+        let mounted = std::path::PathBuf::from(podman.says(&["image", "mount", &reference]));
+        assert_eq!(std::fs::read(mounted.join(PROGRAM)).unwrap(), program);
+        assert_eq!(std::fs::read(mounted.join(PULLED_FILE.0)).unwrap(), PULLED_FILE.1);
+        let path = directory.path().join(file_name());
+        std::fs::write(&path, archive).unwrap();
+        podman.says(&["load", "--quiet", "--input", path.to_str().unwrap()]);
+        let layers = |reference: &str| {
+            let layers = podman.says(&["image", "inspect", "--format", "{{.RootFS.Layers}}", reference]);
+            (podman.says(&["image", "inspect", "--format", "{{.Id}}", reference]), layers)
+        };
+        let (of_archive, of_registry) = (layers(IMAGE), layers(&reference));
+        assert!(of_registry.0 == pulled && of_archive.0 != pulled, "{of_archive:?} {of_registry:?}");
+        assert_eq!([&of_archive, &of_registry].map(|(_, layers)| layers.matches("sha256:").count()), [1, 2]);
+        podman.says(&["image", "unmount", &reference]);
+        podman.says(&["rmi", "--all", "--force"]);
+        registry.stop().unwrap();
     }
 
     #[test]

@@ -84,7 +84,7 @@ pub(super) fn converges(
     let joined = proof.comes_back(vm, &verify::evidence(before), before)?;
     let (mut running, mut gone) = (Vec::new(), Vec::new());
     for wish in &recorded.wishes {
-        if !wish.runs {
+        if wish.image.is_none() {
             gone.push(wish.deployed);
             proof.is_gone(vm, wish.deployed, wish.revision)?;
             continue;

@@ -40,6 +40,8 @@ pub(super) struct Bundle {
     /// The digest of the image.
     pub(super) image: Digest,
     pub(super) uuid: String,
+    /// The port of the registry, which is in the references of images.
+    pub(super) registry_port: u16,
     /// The seed of the states.
     pub(super) seed: u64,
     /// The fault that was planted in the recorded run.

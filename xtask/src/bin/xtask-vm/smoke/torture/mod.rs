@@ -24,6 +24,7 @@ use xtask_core::host::tools;
 use xtask_core::machine::HOST_FROM_GUEST;
 use xtask_core::report::{Phase, TortureReport};
 use xtask_core::workspace::Workspace;
+use xtask_fleet::REGISTRY_PROGRAM;
 use xtask_jobs::Ui;
 use xtask_judge::{Judge, Recording, installed_files};
 
@@ -33,24 +34,33 @@ use super::recorder::Recorder;
 use super::run::Run;
 use super::running::RunningVm;
 use super::{join, on_booted, provision};
-use crate::guest::workload::{IMAGE, PROGRAM, Workload};
+use crate::guest::workload::{IMAGE, PROGRAM, PULLED_FILE, Workload, in_registry};
 use recorded::Recorded;
-use script::{Agents, Script};
+use script::{Agents, Script, Setting};
 use verdict::{Boots, Torture};
 
-/// The programs of e2fsprogs that check crash states, undo the repairs, and name the files of missing writes.
-const PROGRAMS: [&str; 3] = ["e2fsck", "e2undo", "debugfs"];
+/// The programs that only `torture` needs, and their packages. Those of e2fsprogs check crash states, undo the repairs, and
+/// name the files of missing writes. The device pulls an image from the registry.
+const PROGRAMS: [(&str, &str); 4] = [
+    ("e2fsck", "e2fsprogs"),
+    ("e2undo", "e2fsprogs"),
+    ("debugfs", "e2fsprogs"),
+    (REGISTRY_PROGRAM, REGISTRY_PROGRAM),
+];
 
 /// Runs `torture`. When this function returns, the verdict is on the screen and in the report.
 pub(crate) fn run(workspace: &Workspace, args: &TortureArgs, verbosity: Verbosity) -> Result<()> {
-    let makes_states = args.faults.is_none() && args.schedule.is_none();
-    let missing = PROGRAMS.into_iter().find(|name| tools::find(name).is_none());
-    if let Some(missing) = missing.filter(|_| makes_states) {
-        return Err(Failure::host(format!("torture: {missing} is not on PATH"), "install e2fsprogs").into());
+    let is_needed = |name: &str| {
+        if name == REGISTRY_PROGRAM { args.boots_machines() } else { !args.causes_faults() }
+    };
+    let is_missing = |(name, _): &(&str, _)| is_needed(name) && tools::find(name).is_none();
+    if let Some((missing, package)) = PROGRAMS.into_iter().find(is_missing) {
+        let text = format!("torture: {missing} is neither on PATH nor in the system directories");
+        return Err(Failure::host(text, format!("install the package {package}")).into());
     }
     let run = Run::begin(workspace, RunOptions::from(args), Ui::install(verbosity)?)?;
     let mut recorder = Recorder::new(&run);
-    if !makes_states {
+    if args.causes_faults() {
         let mut vm = None;
         let outcome = faults::run(&run, args, &mut recorder, &mut vm);
         return concluded(recorder.finish(outcome, vm));
@@ -66,8 +76,9 @@ pub(crate) fn run(workspace: &Workspace, args: &TortureArgs, verbosity: Verbosit
     let asked = (&args.build, args.agent.as_deref());
     let outcome = on_booted(&run, asked, &mut recorder, &mut vm, |recorder, vm, proof, (agent, workload)| {
         let agents = Agents::of(agent);
-        let recording = empty_recording(&run, vm, proof, &agents, workload)?;
-        let recorded = record(&run, recorder, (vm, proof), recording, &agents)?;
+        let pulled = fill_registry(&run, vm, &workload.program)?;
+        let recording = empty_recording(&run, vm, proof, &agents, (workload, &pulled))?;
+        let recorded = record(&run, recorder, (vm, proof), (recording, pulled), &agents)?;
         let judge = judge(&recorded.recording, &agents, &workload.program)?;
         let mut torture = Torture {
             run: &run,
@@ -95,8 +106,17 @@ fn concluded(code: u8) -> Result<()> {
 
 /// Returns the judge of a recording. `workload` is the program of the workload's image.
 fn judge(recording: &Recording, agents: &Agents, workload: &[u8]) -> Result<Judge> {
-    let blobs = vec![agents.tested.content.clone(), agents.upgrade.content.clone(), workload.to_owned()];
-    Judge::new(recording.clone(), blobs)
+    let (tested, upgrade) = (agents.tested.content.clone(), agents.upgrade.content.clone());
+    Judge::new(recording.clone(), vec![tested, upgrade, workload.to_owned(), PULLED_FILE.1.to_owned()])
+}
+
+/// Puts the image with this program into the registry of the run. Returns the reference by which the guest pulls it.
+fn fill_registry(run: &Run<'_>, vm: &RunningVm, program: &[u8]) -> Result<String> {
+    let registry =
+        vm.registry.as_ref().context("torture: there is no registry; this is a bug of cargo xtask")?;
+    let image = in_registry(run.options.arch, program)?;
+    registry.add(&image)?;
+    Ok(image.reference(HOST_FROM_GUEST, registry.port()))
 }
 
 /// Returns the recording before its first event.
@@ -105,13 +125,14 @@ fn empty_recording(
     vm: &RunningVm,
     proof: &Proof<'_>,
     agents: &Agents,
-    workload: &Workload,
+    (workload, pulled): (&Workload, &str),
 ) -> Result<Recording> {
     let (config, ca) = (vm.broker.agent_config(HOST_FROM_GUEST), vm.broker.ca().to_owned());
     let secrets = BTreeMap::from([("ca.pem".to_owned(), ca)]);
     let dist = run.workspace.root().join("agent/dist");
-    let program = Algorithm::Sha256.of(&workload.program).hex().to_owned();
-    let files = BTreeMap::from([(PROGRAM.to_owned(), program)]);
+    let file = |name: &str, content: &[u8]| (name.to_owned(), Algorithm::Sha256.of(content).hex().to_owned());
+    let program = file(PROGRAM, &workload.program);
+    let of_registry = BTreeMap::from([program.clone(), file(PULLED_FILE.0, PULLED_FILE.1)]);
     Ok(Recording {
         device_id: proof.device_id.clone(),
         executables: BTreeMap::from([
@@ -119,7 +140,10 @@ fn empty_recording(
             (agents.upgrade.sha256.clone(), "the upgrade".to_owned()),
         ]),
         files: installed_files(&dist, &config, &secrets)?,
-        images: BTreeMap::from([(IMAGE.to_owned(), files)]),
+        images: BTreeMap::from([
+            (IMAGE.to_owned(), BTreeMap::from([program])),
+            (pulled.to_owned(), of_registry),
+        ]),
         events: Vec::new(),
     })
 }
@@ -129,7 +153,7 @@ fn record<'a>(
     run: &Run<'a>,
     recorder: &mut Recorder<'a>,
     (vm, proof): (&mut RunningVm, &mut Proof<'_>),
-    recording: Recording,
+    (recording, pulled): (Recording, String),
     agents: &Agents,
 ) -> Result<Recorded> {
     let log = run.write_log().context("torture: nothing is recorded; this is a bug of cargo xtask")?;
@@ -140,8 +164,9 @@ fn record<'a>(
     let joined = recorder.on_machine(vm, Phase::Join, limits.join(), |vm| join(vm, proof))?;
     recorder.on_machine(vm, Phase::Record, 4 * limits.workload(), |vm| {
         let below = vm.files.backing.first().context("the machine's disk has no backing file")?.clone();
-        let script =
-            Script::new(vm, proof, recording, log.clone(), (joined.machine.clone(), run.options.plant))?;
+        let (machine, plant) = (joined.machine.clone(), run.options.plant);
+        let setting = Setting { log: log.clone(), machine, plant, pulled };
+        let script = Script::new(vm, proof, recording, setting)?;
         let recording = script.run(agents)?;
         vm.end_recording()?;
         run.ui.tick("unpacking the disk before the recording")?;

@@ -11,7 +11,7 @@ use xtask_core::fs::write_private;
 use xtask_core::machine::RunFiles;
 use xtask_core::plan::Plan;
 use xtask_core::report::{CrashBootReport, CrashStateReport, EventKind, Phase, TortureReport};
-use xtask_fleet::Broker;
+use xtask_fleet::{Broker, Registry};
 use xtask_judge::Judgement;
 
 use super::super::image::ComingImage;
@@ -29,6 +29,7 @@ use super::recorded::Recorded;
 use super::script::Agents;
 use super::states;
 use crate::guest::media;
+use crate::guest::workload::in_registry;
 
 /// The size in bytes of the payload's disk, which the guest no longer reads.
 const PAYLOAD_BYTES: u64 = 1 << 20;
@@ -150,7 +151,7 @@ fn judged(
     })
 }
 
-/// Starts a machine whose disk is in the crash state, with the broker of the recording.
+/// Starts a machine whose disk is in the crash state, with the broker and the registry of the recording.
 fn started(run: &Run<'_>, plan: &Plan, recorded: &Recorded, kept: &OpenedBundle) -> Result<RunningVm> {
     let (work, bundle) = (run.dir.work(), &kept.bundle);
     let disk = write_disk(run, recorded, &kept.saved.state)?;
@@ -161,8 +162,10 @@ fn started(run: &Run<'_>, plan: &Plan, recorded: &Recorded, kept: &OpenedBundle)
     write_private(&files.nvram, fs_err::read(kept.directory.join(NVRAM))?)?;
     put_overlay(run, &mut files, disk)?;
     let broker = Broker::resume(&work, &kept.directory.join(BROKER), &run.ui)?;
-    let prepared = Prepared::of(run, Parts::with_broker(run, plan, broker)?)?;
-    let reach = reach(run, plan, &prepared.parts.broker);
+    let registry = Registry::start(&work, Some(bundle.registry_port), &run.ui)?;
+    registry.add(&in_registry(run.options.arch, &kept.workload)?)?;
+    let prepared = Prepared::of(run, Parts::with_servers(run, plan, broker, Some(registry))?)?;
+    let reach = reach(run, plan, prepared.parts.access());
     let domain = Domain::write(plan, &files, &work, reach)?;
     let machine = domain.start(&prepared.hypervisor)?;
     let mut vm = prepared.with(plan.clone(), files, domain, machine);

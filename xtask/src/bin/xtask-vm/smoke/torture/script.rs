@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use agent_protocol::{Deployment, Document};
 use anyhow::{Context, Result};
 use xtask_core::bail_guest;
 use xtask_core::build::Agent;
@@ -17,7 +18,7 @@ use xtask_judge::{Event, EventKind, Recording, Wish};
 use super::super::deployed::ExpectedAnswer;
 use super::super::proof::{Deployed, Proof};
 use super::super::running::RunningVm;
-use super::super::workload::{EPHEMERAL, PERSISTENT, RETIRED, document};
+use super::super::workload::{EPHEMERAL, PERSISTENT, PROBATION_SECONDS, RETIRED, document_with};
 use super::of_host;
 use crate::guest::workload::IMAGE;
 
@@ -28,6 +29,10 @@ const DEPLOYMENTS: [Deployed; 3] = [PERSISTENT, EPHEMERAL, RETIRED];
 const BUNDLE: &str = "/run/torture";
 /// The last line of the output of an installation that succeeded.
 const INSTALLED: &str = "installed";
+/// The command that lists the images of the agent's podman, also those without a name. The last line tells that the list
+/// is complete.
+const LIST_IMAGES: &str = "podman --url unix:///run/iot-agent/podman.sock images --all \
+                           --format '{{.Repository}}:{{.Tag}}' 2>&1 && echo listed";
 
 /// The executables that the script installs.
 pub(super) struct Agents {
@@ -55,8 +60,14 @@ pub(super) struct LastWish {
     pub(super) deployed: Deployed,
     pub(super) generation: u64,
     pub(super) revision: u64,
-    /// False if the deployment was deleted or purged.
-    pub(super) runs: bool,
+    /// The reference of the image that the deployment runs; `None` if the deployment was deleted or purged.
+    pub(super) image: Option<String>,
+}
+
+/// Returns the reference of the image in the document of a wish.
+fn image_of(wish: &Wish) -> Option<String> {
+    let Deployment::PodmanContainer(spec) = Document::parse(wish.document()?.as_bytes()).ok()?.deployment;
+    Some(spec.image)
 }
 
 /// Returns the last wish for each deployment of a recording.
@@ -68,9 +79,8 @@ pub(super) fn last_wishes(recording: &Recording) -> Vec<LastWish> {
             if name == deployed.name {
                 let before = last.as_ref().map_or(0, |last: &LastWish| last.generation);
                 // Each document has the next generation.
-                let runs = matches!(wish, Wish::Put(_));
-                let generation = before + u64::from(runs);
-                last = Some(LastWish { deployed, generation, revision: *revision, runs });
+                let generation = before + u64::from(matches!(wish, Wish::Put(_)));
+                last = Some(LastWish { deployed, generation, revision: *revision, image: image_of(wish) });
             }
         }
         last
@@ -78,14 +88,23 @@ pub(super) fn last_wishes(recording: &Recording) -> Vec<LastWish> {
     DEPLOYMENTS.into_iter().filter_map(of).collect()
 }
 
+/// The values that a script needs besides the machine.
+pub(super) struct Setting {
+    /// The log of the writes.
+    pub(super) log: PathBuf,
+    /// The output of `uname -m` on the machine.
+    pub(super) machine: String,
+    pub(super) plant: Option<DurabilityFault>,
+    /// The reference of the image that the registry has.
+    pub(super) pulled: String,
+}
+
 /// The script while it runs, and the recording that it makes.
 pub(super) struct Script<'a, 'p> {
     vm: &'a mut RunningVm,
     proof: &'a mut Proof<'p>,
-    log: PathBuf,
-    machine: String,
+    setting: Setting,
     recording: Recording,
-    plant: Option<DurabilityFault>,
 }
 
 impl<'a, 'p> Script<'a, 'p> {
@@ -94,11 +113,10 @@ impl<'a, 'p> Script<'a, 'p> {
         vm: &'a mut RunningVm,
         proof: &'a mut Proof<'p>,
         recording: Recording,
-        log: PathBuf,
-        (machine, plant): (String, Option<DurabilityFault>),
+        setting: Setting,
     ) -> Result<Self> {
         let sha256 = proof.tested_digest().to_owned();
-        let mut script = Self { vm, proof, log, machine, recording, plant };
+        let mut script = Self { vm, proof, setting, recording };
         let began = EventKind::InstallBegan { sha256: sha256.clone() };
         script.recording.events.push(Event { position: 0, kind: began });
         script.note(EventKind::Installed { sha256 })?;
@@ -107,25 +125,32 @@ impl<'a, 'p> Script<'a, 'p> {
 
     /// Runs the whole script.
     pub(super) fn run(mut self, agents: &Agents) -> Result<Recording> {
+        let pulled = self.setting.pulled.clone();
         for deployed in DEPLOYMENTS {
-            self.put(deployed)?;
+            self.put(deployed, IMAGE)?;
         }
         self.all_run()?;
-        self.put(PERSISTENT)?;
+        self.put(PERSISTENT, IMAGE)?;
         self.delete(RETIRED)?;
         self.all_run()?;
         self.restart_agent()?;
         self.purge(EPHEMERAL)?;
-        self.put(RETIRED)?;
+        self.put(RETIRED, IMAGE)?;
         self.install(&agents.upgrade)?;
-        self.put(PERSISTENT)?;
+        self.put(PERSISTENT, IMAGE)?;
         self.all_run()?;
-        // The agent deletes the image of the last deployment, and loads it again for the next one.
+        // The next deployment needs the image of the registry. The installation interrupts its download.
         self.delete(PERSISTENT)?;
         self.delete(RETIRED)?;
-        self.put(EPHEMERAL)?;
-        self.put(PERSISTENT)?;
+        self.has_deleted(IMAGE)?;
+        self.put(EPHEMERAL, &pulled)?;
         self.install(&agents.tested)?;
+        // The image of the archive was deleted, so it is loaded again.
+        self.put(PERSISTENT, IMAGE)?;
+        self.all_run()?;
+        self.delete(EPHEMERAL)?;
+        self.has_deleted(&pulled)?;
+        self.put(EPHEMERAL, &pulled)?;
         self.all_run()?;
         Ok(self.recording)
     }
@@ -138,8 +163,8 @@ impl<'a, 'p> Script<'a, 'p> {
     }
 
     fn position(&self) -> Result<usize> {
-        let entries =
-            completed_entries(&self.log).map_err(|error| of_host(error, "read the recorded writes"))?;
+        let entries = completed_entries(&self.setting.log)
+            .map_err(|error| of_host(error, "read the recorded writes"))?;
         usize::try_from(entries).context("the log has too many entries")
     }
 
@@ -149,8 +174,9 @@ impl<'a, 'p> Script<'a, 'p> {
         wishes.iter().find(|last| last.deployed.name == deployed.name).map_or(0, |last| last.generation)
     }
 
-    fn put(&mut self, deployed: Deployed) -> Result<()> {
-        let document = document(self.generation(deployed) + 1, deployed.port);
+    /// Puts the next generation of a deployment, which runs the image of this reference.
+    fn put(&mut self, deployed: Deployed, image: &str) -> Result<()> {
+        let document = document_with(image, self.generation(deployed) + 1, deployed.port, PROBATION_SECONDS);
         let text = String::from_utf8_lossy(&document.to_bytes()).into_owned();
         self.wish(deployed, Wish::Put(text), |vm| vm.broker.desire(deployed.name, &document))
     }
@@ -182,19 +208,29 @@ impl<'a, 'p> Script<'a, 'p> {
     /// Waits until each deployment runs as it was desired last, and answers.
     fn all_run(&mut self) -> Result<()> {
         for wish in last_wishes(&self.recording) {
-            if !wish.runs {
+            let Some(reference) = wish.image else {
                 self.proof.is_gone(self.vm, wish.deployed, wish.revision)?;
                 continue;
-            }
+            };
             self.proof.runs(self.vm, wish.deployed, wish.revision)?;
-            let wanted = ExpectedAnswer { machine: &self.machine, generation: wish.generation, before: None };
+            let wanted =
+                ExpectedAnswer { machine: &self.setting.machine, generation: wish.generation, before: None };
             let WorkloadEvidence { generation, starts, .. } =
                 self.proof.answers(self.vm, wish.deployed, &wanted)?;
             let deployment = wish.deployed.name.to_owned();
             self.note(EventKind::Answered { deployment, generation, starts })?;
-            self.note(EventKind::Loaded { reference: IMAGE.to_owned() })?;
+            self.note(EventKind::Loaded { reference })?;
         }
         Ok(())
+    }
+
+    /// Waits until the agent has deleted an image that no deployment needs any more.
+    fn has_deleted(&mut self, reference: &str) -> Result<()> {
+        let (deadline, limit) =
+            (self.vm.deadline.within(self.vm.plan.limits.convergence()), self.vm.plan.limits.guest_command());
+        self.vm.wait_until(deadline, &format!("the agent to delete the image {reference}"), |vm| {
+            Ok(is_deleted(&vm.run_as_root(LIST_IMAGES, limit)?, reference).then_some(()))
+        })
     }
 
     fn restart_agent(&mut self) -> Result<()> {
@@ -205,7 +241,7 @@ impl<'a, 'p> Script<'a, 'p> {
     /// Installs a bundle with this executable over the running agent.
     fn install(&mut self, agent: &Agent) -> Result<()> {
         let sha256 = agent.sha256.clone();
-        let from = match self.plant {
+        let from = match self.setting.plant {
             Some(DurabilityFault::InstallerInPlace) => PLANTED_BUNDLE,
             _ => "/run/iot-payload",
         };
@@ -229,5 +265,67 @@ impl<'a, 'p> Script<'a, 'p> {
             );
         }
         Ok(())
+    }
+}
+
+/// Returns whether the output of [`LIST_IMAGES`] is complete and has neither the image nor one that has lost its name.
+fn is_deleted(output: &str, reference: &str) -> bool {
+    let (listed, images) =
+        output.trim().rsplit_once('\n').map_or((output.trim(), ""), |(images, last)| (last, images));
+    listed == "listed" && !images.lines().any(|image| image == reference || image.contains("<none>"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn an_image_is_deleted_once_the_whole_list_lacks_it() {
+        let pulled = "10.0.2.2:5000/iot-workload:1";
+        for (output, deleted) in [
+            ("listed\n", true),
+            ("localhost/iot-workload:1\nlisted\n", true),
+            ("", false),
+            ("localhost/iot-workload:1\n", false),
+            ("Cannot connect to Podman\n", false),
+            ("localhost/iot-workload:1\n10.0.2.2:5000/iot-workload:1\nlisted\n", false),
+            ("<none>:<none>\nlisted\n", false),
+        ] {
+            assert_eq!(is_deleted(output, pulled), deleted, "{output:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_wish_for_a_deployment_has_its_image_and_generation() {
+        let put = |image, generation| {
+            let document = document_with(image, generation, PERSISTENT.port, PROBATION_SECONDS);
+            Wish::Put(String::from_utf8(document.to_bytes()).unwrap())
+        };
+        let wishes = [
+            (PERSISTENT, put(IMAGE, 1)),
+            (EPHEMERAL, put(IMAGE, 1)),
+            (PERSISTENT, Wish::Delete),
+            (EPHEMERAL, Wish::Purge),
+            (PERSISTENT, put("r:5000/w:1", 2)),
+        ];
+        let event = |(revision, (deployed, wish)): (u64, (Deployed, Wish))| {
+            let kind = EventKind::Desired { name: deployed.name.to_owned(), revision, wish };
+            Event { position: 0, kind }
+        };
+        let recording = Recording {
+            device_id: String::new(),
+            executables: BTreeMap::new(),
+            files: Vec::new(),
+            images: BTreeMap::new(),
+            events: (1..).zip(wishes).map(event).collect(),
+        };
+        let last: Vec<_> = last_wishes(&recording)
+            .into_iter()
+            .map(|wish| (wish.deployed.name, wish.generation, wish.revision, wish.image))
+            .collect();
+        let expected = [(PERSISTENT.name, 2, 5, Some("r:5000/w:1".to_owned())), (EPHEMERAL.name, 1, 4, None)];
+        assert_eq!(last, expected);
     }
 }

@@ -130,10 +130,12 @@ impl Torture<'_, '_> {
     /// Keeps the files with which the failing states are repeated.
     fn keep(&mut self, failing: &[Failing]) -> Result<()> {
         let image = self.recorder.report.guest.image.as_ref().context("the report has no image")?;
+        let registry = self.vm.registry.as_ref().context("there is no registry")?;
         let bundle = Bundle {
             below: self.recorded.below.clone(),
             image: image.digest.clone(),
             uuid: self.vm.files.uuid.clone(),
+            registry_port: registry.port(),
             seed: self.recorder.report.torture.as_ref().map_or(0, |torture| torture.seed),
             plant: self.run.options.plant,
             recording: self.recorded.recording.clone(),

@@ -94,7 +94,8 @@ fn begun(vm: &mut RunningVm, fault: DeviceFault) -> Result<()> {
             Ok(())
         }
         F::LoginRevoked => vm.broker.revoke_login(),
-        F::Clock1970 => clock(vm, "1970-01-01 00:00:10"),
+        // The kernel refuses a time that is less than the time since the boot (settimeofday(2), EINVAL).
+        F::Clock1970 => clock(vm, "1970-01-02 00:00:00"),
         F::ClockYearBack => clock(vm, "-1 year"),
         F::ClockTenYearsAhead => clock(vm, "+10 years"),
         F::ClockJumps => in_guest::set_clock_to(vm, "+2 hours"),

@@ -21,6 +21,7 @@ use super::actions;
 use super::frozen::Frozen;
 use crate::guest::root::RootView;
 use crate::guest::watch::Deadline;
+use crate::guest::workload::IMAGE;
 use crate::libvirt::Condition;
 
 /// The pause between the change of a link that flaps.
@@ -44,6 +45,8 @@ pub(super) struct Baseline {
     pub(super) answer: WorkloadEvidence,
     /// The revision of [`PERSISTENT`].
     pub(super) revision: u64,
+    /// The reference of the image that only the registry has.
+    pub(super) pulled: String,
 }
 
 /// A step of an episode.
@@ -134,20 +137,23 @@ impl Episode<'_, '_> {
                     }
                 }
                 Step::Flap(is_up) => self.vm.target.set_link(is_up)?,
-                Step::Wish => wishes = Some(self.wish()?),
+                Step::Wish => wishes = Some(self.wish(schedule)?),
             }
         }
-        wishes.map_or_else(|| self.wish(), Ok)
+        wishes.map_or_else(|| self.wish(schedule), Ok)
     }
 
     fn is_off(&self) -> bool {
         self.vm.target.condition() == Condition::Gone
     }
 
-    fn wish(&self) -> Result<Wishes> {
+    /// Changes the wishes of the fleet. If the disk has no space for a pull, the changed deployment needs one.
+    fn wish(&self, schedule: &Schedule) -> Result<Wishes> {
         let broker = &self.vm.broker;
+        let pulls = schedule.faults().iter().any(|planned| planned.fault == DeviceFault::DiskFullPull);
+        let image = if pulls { &self.baseline.pulled } else { IMAGE };
         Ok(Wishes {
-            changed: broker.desire(EPHEMERAL.name, &document_with(2, EPHEMERAL.port, PROBATION))?,
+            changed: broker.desire(EPHEMERAL.name, &document_with(image, 2, EPHEMERAL.port, PROBATION))?,
             deleted: broker.desire_no_more(RETIRED.name)?,
         })
     }

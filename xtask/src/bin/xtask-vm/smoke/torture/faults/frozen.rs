@@ -14,7 +14,7 @@ use xtask_core::report::EventKind;
 use xtask_core::snapshot::{NVRAM, RAM};
 use xtask_images::Base;
 
-use super::super::super::prepare::make_overlay;
+use super::super::super::prepare::{Access, make_overlay, reach};
 use super::super::super::run::Run;
 use super::super::super::running::RunningVm;
 use super::super::super::target::{Domain, Driver};
@@ -80,7 +80,8 @@ impl Frozen {
         make_overlay(&self.files, &base, &run.ui)?;
         write_private(&self.files.nvram, fs_err::read(self.directory.join(NVRAM))?)?;
         vm.broker.go_back(&self.directory.join(BROKER))?;
-        let reach = super::super::super::prepare::reach(run, &vm.plan, &vm.broker);
+        let access = Access { keys: &vm.keys, broker: &vm.broker, registry: vm.registry.as_ref() };
+        let reach = reach(run, &vm.plan, access);
         let domain = Domain::write(&vm.plan, &self.files, &run.dir.work(), reach)?;
         let Driver::Embedded { hypervisor, .. } = vm.target.driver() else {
             bail_host!("a daemon restores no machine for torture"; "this is a bug of cargo xtask")

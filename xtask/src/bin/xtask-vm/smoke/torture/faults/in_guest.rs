@@ -76,14 +76,15 @@ pub(super) fn set_mtu(vm: &mut RunningVm, mtu: Option<u32>) -> Result<()> {
     run(vm, &format!("ip link set dev {INTERFACE} mtu {}", mtu.unwrap_or(1500)))
 }
 
-/// Gives the broker a name, in the file of hosts and in the agent's configuration, and restarts the agent.
+/// Gives the broker a name, in the file of hosts and in the agent's configuration, and restarts the agent. The proxy of a
+/// planted fault has an address of the guest's loopback, which stays.
 pub(super) fn name_broker(vm: &mut RunningVm) -> Result<()> {
     run(
         vm,
         &format!(
             "echo '{HOST_FROM_GUEST} {FLEET_NAME}' >> /etc/hosts && \
              sed -i 's|tls://{HOST_FROM_GUEST}:|tls://{FLEET_NAME}:|' /etc/iot-agent/config.toml && \
-             grep -q {FLEET_NAME} /etc/iot-agent/config.toml && systemctl restart iot-agent.service"
+             if grep -q {FLEET_NAME} /etc/iot-agent/config.toml; then systemctl restart iot-agent.service; fi"
         ),
     )
 }

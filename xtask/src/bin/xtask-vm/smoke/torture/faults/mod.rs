@@ -20,6 +20,7 @@ use super::super::run::Run;
 use super::super::running::RunningVm;
 use super::super::workload::{EPHEMERAL, PERSISTENT, RETIRED, document};
 use super::super::{join, on_booted, provision};
+use super::fill_registry;
 use episode::Baseline;
 use frozen::Frozen;
 use verdict::Episodes;
@@ -35,8 +36,9 @@ pub(super) fn run(
     recorder.report.faults =
         Some(FaultsReport { seed, planned: schedules.len() as u64, ..FaultsReport::default() });
     let asked = (&args.build, args.agent.as_deref());
-    on_booted(run, asked, recorder, slot, |recorder, vm, proof, _| {
-        let (baseline, frozen) = freeze(run, recorder, vm, proof)?;
+    on_booted(run, asked, recorder, slot, |recorder, vm, proof, (_, workload)| {
+        let pulled = fill_registry(run, vm, &workload.program)?;
+        let (baseline, frozen) = freeze(run, recorder, (vm, proof), pulled)?;
         let mut episodes = Episodes { run, args, recorder, vm, proof, frozen: &frozen, baseline: &baseline };
         episodes.all(&schedules)
     })
@@ -58,15 +60,15 @@ fn planned(args: &TortureArgs) -> (Option<u64>, Vec<Schedule>) {
 fn freeze(
     run: &Run<'_>,
     recorder: &mut Recorder<'_>,
-    vm: &mut RunningVm,
-    proof: &mut Proof<'_>,
+    (vm, proof): (&mut RunningVm, &mut Proof<'_>),
+    pulled: String,
 ) -> Result<(Baseline, Frozen)> {
     vm.expect_no_reboot();
     let (limits, limit) = (vm.plan.limits, vm.plan.provision_limit(vm.snapshot.is_none()));
     recorder.on_machine(vm, Phase::Provision, limit, provision)?;
     let joined = recorder.on_machine(vm, Phase::Join, limits.join(), |vm| join(vm, proof))?;
-    let baseline =
-        recorder.on_machine(vm, Phase::Workload, limits.workload(), |vm| settle(vm, proof, joined))?;
+    let baseline = recorder
+        .on_machine(vm, Phase::Workload, limits.workload(), |vm| settle(vm, proof, joined, pulled))?;
     let frozen = recorder.on_machine(vm, Phase::Freeze, limits.provision(), |vm| {
         let frozen = Frozen::save(run, vm)?;
         Ok((frozen, "the machine was saved while its workload runs".to_owned()))
@@ -75,7 +77,12 @@ fn freeze(
 }
 
 /// Gives the broker a name, and waits until three deployments run.
-fn settle(vm: &mut RunningVm, proof: &mut Proof<'_>, joined: StatusEvidence) -> Result<(Baseline, String)> {
+fn settle(
+    vm: &mut RunningVm,
+    proof: &mut Proof<'_>,
+    joined: StatusEvidence,
+    pulled: String,
+) -> Result<(Baseline, String)> {
     in_guest::name_broker(vm)?;
     let mut revisions = Vec::new();
     for deployed in [PERSISTENT, EPHEMERAL, RETIRED] {
@@ -88,5 +95,5 @@ fn settle(vm: &mut RunningVm, proof: &mut Proof<'_>, joined: StatusEvidence) -> 
     let answer = proof.answers(vm, PERSISTENT, &wanted)?;
     proof.agrees(vm, &joined.boot_id, &[PERSISTENT, EPHEMERAL, RETIRED], &[])?;
     let detail = format!("{} deployments run", revisions.len());
-    Ok((Baseline { joined, answer, revision: revisions[0].1 }, detail))
+    Ok((Baseline { joined, answer, revision: revisions[0].1, pulled }, detail))
 }

@@ -167,7 +167,8 @@ impl Episodes<'_, '_, '_> {
             self.run.ui.note(&format!("repeating the episode with fewer faults: {fewer}"));
             self.course(fewer).map(|outcome| outcome.is_err())
         })?;
-        Ok(self.command(&smallest))
+        // An episode that fails without any fault is repeated with its faults.
+        Ok(self.command(if smallest.faults().is_empty() { schedule } else { &smallest }))
     }
 
     /// Returns the command that runs one schedule on the same machine.
