@@ -196,6 +196,11 @@ pub(crate) fn has_ended(container: &ListedContainer) -> bool {
     ["exited", "stopped"].contains(&container.state.as_str())
 }
 
+/// Returns whether podman has not yet cleaned up after a container that has ended.
+pub(crate) fn awaits_clean_up(container: &ListedContainer) -> bool {
+    container.state == "stopped"
+}
+
 fn is_created(state: &str) -> bool {
     ["created", "configured", "initialized"].contains(&state)
 }

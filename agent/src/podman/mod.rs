@@ -8,6 +8,7 @@
 mod documents;
 mod http;
 mod pull;
+mod unresponsive;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -33,6 +34,8 @@ use http::{ApiError, empty, encoded, read};
 
 /// Time for most requests, on a busy Raspberry Pi or an emulated machine.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest wait for podman's clean-up after a container has ended. The process that cleans up may have been killed.
+const CLEAN_UP: Duration = Duration::from_secs(20);
 /// Time for starting a container. An emulated machine on a busy host has needed more than 30 s. Two minutes are
 /// also the kubelet's default (`--runtime-request-timeout`).
 const START_TIMEOUT: Duration = Duration::from_secs(120);
@@ -133,6 +136,12 @@ impl Podman {
     /// Starts a container. It is no error if it already runs (304).
     pub(crate) async fn start(&self, id: &str) -> Result<()> {
         self.command(id, "start", START_TIMEOUT).await.context("start the container")
+    }
+
+    /// Waits until podman has cleaned up after a container that has ended, at most [`CLEAN_UP`]. If such a container is
+    /// started earlier, podman 4.3 keeps its network and forwards no ports to it.
+    pub(crate) async fn wait_for_clean_up(&self, id: &str) -> Result<()> {
+        self.command(id, "wait?condition=exited", CLEAN_UP).await.context("wait for the container's clean-up")
     }
 
     pub(crate) async fn unpause(&self, id: &str) -> Result<()> {

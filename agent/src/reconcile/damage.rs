@@ -12,6 +12,9 @@ use crate::reset;
 const BEFORE_FETCH: u32 = 2;
 /// Failures of a deployment before the storage is reset. With the pauses between them, they take about seven minutes.
 const BEFORE_RESET: u32 = 10;
+/// The time without an answer of podman before its service is ended. The limit of one request is as long, so this is after
+/// the second request.
+const HANG: Duration = Duration::from_secs(30);
 /// The time without an answer of podman before the storage is reset.
 const SILENCE: Duration = Duration::from_secs(3600);
 
@@ -49,6 +52,8 @@ pub(super) struct Damage {
     fetched_again: HashSet<String>,
     /// The time since which podman has not answered.
     silent: Option<Instant>,
+    /// The time since which podman has let requests wait. `None` if it has answered or refused the last one.
+    hanging: Option<Instant>,
     /// The last reason why a reset was not requested.
     refusal: String,
 }
@@ -84,6 +89,21 @@ impl Damage {
     pub(super) fn must_fetch_again(&mut self, deployment: &str, image: &str) -> bool {
         let failures = self.failures.get(deployment).map_or(0, |failures| failures.all);
         failures >= BEFORE_FETCH && self.fetched_again.insert(image.to_owned())
+    }
+
+    /// Records whether podman has let a request wait. Returns whether podman hangs and must be ended. It then gets as much
+    /// time again.
+    pub(super) fn must_end(&mut self, has_waited: bool, now: Instant) -> bool {
+        if !has_waited {
+            self.hanging = None;
+            return false;
+        }
+        let since = *self.hanging.get_or_insert(now);
+        let hangs = now.duration_since(since) >= HANG;
+        if hangs {
+            self.hanging = None;
+        }
+        hangs
     }
 
     /// Records whether podman has answered.
@@ -175,5 +195,17 @@ mod tests {
         assert!(damage.is_beyond_repair(now + SILENCE).is_some());
         damage.answered(true, now + SILENCE);
         assert_eq!(damage.is_beyond_repair(now + SILENCE), None);
+    }
+
+    #[test]
+    fn a_podman_that_lets_two_requests_wait_is_ended_and_gets_time_again() {
+        let (mut damage, now) = (Damage::default(), Instant::now());
+        assert!(!damage.must_end(true, now));
+        assert!(!damage.must_end(true, now + HANG / 2));
+        assert!(damage.must_end(true, now + HANG));
+        assert!(!damage.must_end(true, now + HANG), "the new one has just started");
+        assert!(!damage.must_end(false, now + 2 * HANG));
+        assert!(!damage.must_end(true, now + 3 * HANG), "it has answered meanwhile");
+        assert!(damage.must_end(true, now + 4 * HANG));
     }
 }

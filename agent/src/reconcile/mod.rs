@@ -221,9 +221,7 @@ impl Reconciler {
     /// parallel, removals first.
     async fn pass(&self) -> Result<()> {
         let listed = self.podman.all_containers().await;
-        // A podman without a socket cannot reset its storage either.
-        let is_silent = listed.is_err() && self.podman.has_socket();
-        self.state().damage.answered(!is_silent, Instant::now());
+        self.judge_answer(listed.as_ref().err());
         let mut listed = listed.inspect_err(|_| {
             // New deployments are reported even if podman cannot be reached.
             let State { lines, desired, .. } = &mut *self.state();

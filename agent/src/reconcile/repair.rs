@@ -6,6 +6,7 @@ use agent_protocol::ContainerSpec;
 use anyhow::Result;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep};
 
 use super::Reconciler;
@@ -43,6 +44,25 @@ impl Reconciler {
             ));
         }
         Ok(())
+    }
+
+    /// Takes podman's answer to the list of the containers. Ends a podman that lets requests wait.
+    pub(super) fn judge_answer(&self, error: Option<&anyhow::Error>) {
+        let now = Instant::now();
+        // A podman without a socket cannot reset its storage either.
+        let is_silent = error.is_some() && self.podman.has_socket();
+        let has_waited = error.is_some_and(|error| error.chain().any(|cause| cause.is::<Elapsed>()));
+        let must_end = {
+            let damage = &mut self.state().damage;
+            damage.answered(!is_silent, now);
+            damage.must_end(has_waited, now)
+        };
+        if must_end {
+            match self.podman.end_service() {
+                Ok(()) => self.record("ended podman, which no longer answers"),
+                Err(error) => self.record(&format!("podman no longer answers: {error:#}")),
+            }
+        }
     }
 
     /// Requests a reset of podman's storage if it is beyond repair. Returns whether podman must end for the reset.

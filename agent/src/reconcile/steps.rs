@@ -181,6 +181,11 @@ impl Reconciler {
             let digest = deployment.target.digest().unwrap_or_default();
             state.unsaved |= state.desired.starting(name, digest, id, &self.device.boot_id);
         }
+        if container.is_some_and(plan::awaits_clean_up)
+            && let Err(error) = self.podman.wait_for_clean_up(id).await
+        {
+            tracing::debug!("{name}: {error:#}");
+        }
         // The record must be on disk before the start. Without it, the agent cannot interpret the container's
         // state after a power cut.
         self.save().await;

@@ -9,7 +9,7 @@ use agent_protocol::Phase;
 use agent_protocol::deployment::{ContainerSpec, Volume};
 use serde_json::Value;
 
-use crate::device::{Device, document, spec};
+use crate::device::{Device, document, generation, spec};
 use crate::fleet::wait_until;
 use crate::pod::Pod;
 use crate::registry::Registry;
@@ -233,4 +233,22 @@ async fn a_storage_that_cannot_be_repaired_is_reset_once() {
     let has = |words: &str| events.iter().any(|event| event.contains(words));
     assert!(has("which may be damaged, to fetch it again") && has("beyond repair"), "{events:#?}");
     assert!(has("was reset (the container of web could not be started 10 times)"), "{events:#?}");
+}
+
+/// Podman lets all requests wait, as it may after its file system was read-only for a while.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_podman_that_no_longer_answers_is_ended() {
+    let mut device = Device::start("hanging").await;
+    let revision = device.fleet.put("web", &generation(1)).await;
+    device.fleet.line("web", revision, Phase::Running).await;
+    device.pod.note_process();
+    device.pod.hang(true);
+    let revision = device.fleet.put("web", &generation(2)).await;
+    // In the place of systemd's socket, the test starts the service again.
+    device.pod.restart_when_ended();
+    device.fleet.line("web", revision, Phase::Running).await;
+    let status = device.fleet.status("an event", |status| {
+        status.events.iter().any(|event| event.what.contains("ended podman, which no longer answers"))
+    });
+    status.await;
 }

@@ -123,6 +123,18 @@ impl Pod {
         kill_process(Pid::from_child(&self.service), signal).unwrap();
     }
 
+    /// Writes the file with the process id of the service, as `iot-podman.service` does.
+    pub(crate) fn note_process(&self) {
+        std::fs::write(self.socket().with_extension("pid"), format!("{}\n", self.service.id())).unwrap();
+    }
+
+    /// Waits until the service's process was ended, and starts it again.
+    pub(crate) fn restart_when_ended(&mut self) {
+        self.service.wait().unwrap();
+        self.stop_service();
+        self.start_service();
+    }
+
     /// Returns the path of a file in podman's storage.
     pub(crate) fn in_storage(&self, path: &str) -> PathBuf {
         self.directory.path().join("root").join(path)

@@ -56,6 +56,10 @@ pub(crate) const STATUS: Cause = cause(5, "the agent's pause before it sends a s
 /// `MAX_PODMAN_PAUSE` of `agent/src/reconcile/mod.rs`.
 pub(crate) const PODMAN: Cause = cause(5, "the agent's longest pause between two passes that failed");
 
+/// `REQUEST_TIMEOUT` of `agent/src/podman/mod.rs` and `HANG` of `agent/src/reconcile/damage.rs` are 30 s each, and the agent
+/// makes a pause of at most 5 s between the two requests. A podman whose file system was read-only can wait for ever.
+pub(crate) const HANG: Cause = cause(65, "two requests that podman lets wait, after which the agent ends it");
+
 /// `pause` of `agent/src/backoff.rs`: the pauses are 1, 2, 4 and 8 s. The fifth attempt comes after 15 s or later, which is
 /// after the end of a fault of the disk or of the memory ([`MAX_SHORTAGE`]).
 pub(crate) const DEPLOYMENT: Cause = cause(8, "the agent's pause after a deployment's fourth failure");
@@ -114,6 +118,8 @@ mod tests {
             ("src/follow.rs", "sleep(RETRY_PAUSE + jitter(RETRY_PAUSE))".to_owned()),
             ("src/report.rs", format!("RETRY_PAUSE: Duration = {};", second(STATUS))),
             ("src/reconcile/mod.rs", format!("MAX_PODMAN_PAUSE: Duration = {};", second(PODMAN))),
+            ("src/podman/mod.rs", "REQUEST_TIMEOUT: Duration = Duration::from_secs(30);".to_owned()),
+            ("src/reconcile/damage.rs", "HANG: Duration = Duration::from_secs(30);".to_owned()),
             ("src/backoff.rs", "Duration::from_secs(1 << failures.saturating_sub(1).min(6))".to_owned()),
             ("src/images/retry.rs", "OF_NETWORK: [Duration; 2] = [Duration::from_secs(5)".to_owned()),
             ("src/images/retry.rs", "pause.mul_f64(0.75) + jitter(pause / 2)".to_owned()),

@@ -9,7 +9,7 @@ use xtask_core::cli::{DeviceFault, Schedule};
 use xtask_core::limits::{CHANGES, HEALING, QEMU_STANDS_STILL};
 
 use crate::causes::{
-    CONNECT, CONSUMER, CONTAINER, Cause, DEPLOYMENT, DHCP, DOWNLOAD, FOLLOW, MAX_FULL_PULL, MAX_OUTAGE,
+    CONNECT, CONSUMER, CONTAINER, Cause, DEPLOYMENT, DHCP, DOWNLOAD, FOLLOW, HANG, MAX_FULL_PULL, MAX_OUTAGE,
     MAX_REVOCATION, MAX_SHORTAGE, PINGS, PODMAN, PODMAN_START, RECONNECT, REFUSAL, RESOLVER, RETRANSMISSION,
     SERVICE, STATUS,
 };
@@ -202,7 +202,8 @@ fn causes(fault: DeviceFault) -> &'static [Cause] {
         F::BucketEmptied => &[FOLLOW],
         F::LoginRevoked => &[REFUSAL],
         F::Clock1970 | F::ClockYearBack | F::ClockTenYearsAhead | F::ClockJumps => &[RECONNECT],
-        F::DiskFullState | F::DiskSlow | F::DiskReadOnly | F::MemoryPressure => &[PODMAN, DEPLOYMENT],
+        F::DiskFullState | F::DiskSlow | F::MemoryPressure => &[PODMAN, DEPLOYMENT],
+        F::DiskReadOnly => &[HANG, PODMAN_START, PODMAN, DEPLOYMENT],
         F::DiskFullPull => &[DOWNLOAD, CONTAINER],
         F::OomAgent | F::KillAgent => &[SERVICE],
         F::OomPodman | F::KillPodman => &[PODMAN, PODMAN_START],
