@@ -46,7 +46,8 @@ pub(super) mod gate {
     fn a_sound_agent_heals_from_a_fault_of_each_group() {
         let faults = drawn("faults", OF_EACH_GROUP.to_vec(), |fault| (*fault).to_owned());
         let count = faults.len().to_string();
-        let output = torture(&["--faults", &faults.join(","), "--episodes", &count]);
+        // In the suite, other machines run at the same time.
+        let output = torture(&["--faults", &faults.join(","), "--episodes", &count, "--timeout-scale", "2"]);
         assert_code(&output, 0);
         let episodes = result(&output).episodes;
         assert!(

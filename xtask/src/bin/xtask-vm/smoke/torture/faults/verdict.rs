@@ -120,7 +120,7 @@ impl Episodes<'_, '_, '_> {
             Err(detail) => {
                 self.keep_evidence(number);
                 report.detail = detail;
-                report.command = Some(self.shrunk(schedule)?);
+                report.command = Some(self.repetition(schedule)?);
             }
         }
         report.seconds = round(begun.elapsed().as_secs_f64());
@@ -159,6 +159,17 @@ impl Episodes<'_, '_, '_> {
         }
         self.vm.fetch_state(self.run, &directory);
         self.run.copy_evidence(&directory);
+    }
+
+    /// Returns the command that repeats a failed episode. If its faults cannot be reduced, the command has all of them.
+    fn repetition(&mut self, schedule: &Schedule) -> Result<String> {
+        match self.shrunk(schedule) {
+            Err(error) if !Kind::Interrupted.is(&error) => {
+                self.run.warn(&format!("the faults of the episode could not be reduced: {error:#}"));
+                Ok(self.command(schedule))
+            }
+            reduced => reduced,
+        }
     }
 
     /// Returns the command that repeats a failed episode with the fewest faults that still fail.
