@@ -109,7 +109,8 @@ impl Episode<'_, '_> {
         proof.allowed_restarts = 0;
         frozen.restore(run, vm)?;
         let before = vm.broker.latest()?.context("the status from before the snapshot is gone")?;
-        proof.is_heard(vm, before.revision)?;
+        let last = last_heard(vm, &before)?;
+        proof.is_heard(vm, last)?;
         let all = [PERSISTENT, EPHEMERAL, RETIRED];
         let first = proof.agrees(vm, &baseline.joined.boot_id, &all, &[])?;
         proof.allowed_restarts = restarts(schedule);
@@ -169,7 +170,7 @@ impl Episode<'_, '_> {
         let joined = if bound_of(schedule).boot {
             proof.comes_back(vm, &baseline.joined, before)?
         } else {
-            let last = vm.broker.latest_heartbeat()?.map_or(before.revision, |beat| beat.revision);
+            let last = last_heard(vm, before)?;
             proof.is_heard(vm, last)?;
             baseline.joined.clone()
         };
@@ -184,6 +185,11 @@ impl Episode<'_, '_> {
         proof.answers(vm, EPHEMERAL, &wanted(2, None))?;
         proof.agrees(vm, &joined.boot_id, &[PERSISTENT, EPHEMERAL], &[RETIRED])
     }
+}
+
+/// Returns the revision of the last heartbeat, or of the status `before` if there is none.
+fn last_heard(vm: &RunningVm, before: &ReceivedStatus) -> Result<u64> {
+    Ok(vm.broker.latest_heartbeat()?.map_or(before.revision, |beat| beat.revision))
 }
 
 /// Checks that the device has not connected to the broker without pauses.
