@@ -137,8 +137,9 @@ impl<'a> Runner<'a> {
             .with_context(|| format!("run cargo {list}"))?;
         ensure!(output.status.success(), "cargo {list}: {}", output.status);
         let listed = String::from_utf8_lossy(&output.stdout);
-        let names: Vec<_> =
-            listed.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect();
+        // The filter of a test program matches anywhere in a name: `images::` also matches `attempt::images::`.
+        let named = listed.lines().filter_map(|line| line.strip_suffix(": test"));
+        let names: Vec<_> = named.filter(|name| name.starts_with(filter)).map(str::to_owned).collect();
         let (tried, skipped) = split_tests(self.third, &names);
         ensure!(!tried.is_empty(), "cargo {list}: the draw has no test to try");
         note_skipped(name, skipped.iter().map(String::as_str));
