@@ -94,10 +94,10 @@ mod gate {
 
     #[test]
     fn a_sound_agent_loses_nothing() {
-        let output = torture(&["--crash-states", "500", "--boots", "1"]);
+        let output = torture(&["--crash-states", "500", "--boots", "0"]);
         assert_code(&output, 0);
         let result = result(report(&output).1);
-        assert_eq!((result.states, result.failed, result.boots.len()), (500, 0, 1));
+        assert_eq!((result.states, result.failed), (500, 0));
         assert!(
             result.checked >= 5 && result.acknowledgements > 20 && result.log_flushes > 100,
             "{result:#?}"
